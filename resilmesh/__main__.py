@@ -1,0 +1,7 @@
+"""``python -m resilmesh`` is ``resilmesh``."""
+
+import sys
+
+from resilmesh.cli import main
+
+sys.exit(main())
