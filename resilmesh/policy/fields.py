@@ -7,11 +7,22 @@ report all read what is written here, so that no two of them can disagree.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
-from pydantic.alias_generators import to_camel
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from resilmesh.units import format_duration, parse_duration
 
@@ -67,9 +78,7 @@ def field(
     uses it is refused). ``bounds`` are pydantic's (``ge``, ``le``, ``min_length``, ...).
     """
     extra: dict[str, Any] = {"x-envoy": {"fidelity": envoy.fidelity, "field": envoy.field, "difference": envoy.difference}}
-    for key, value in (("x-unit", unit), ("x-source", source), ("x-scope", scope)):
-        if value:
-            extra[key] = value
+    extra |= {key: value for key, value in (("x-unit", unit), ("x-source", source), ("x-scope", scope)) if value}
     if later:
         extra["x-not-enforced-yet"] = True
     if factory is not None:
@@ -77,23 +86,86 @@ def field(
     return Field(default, description=doc, json_schema_extra=extra, **bounds)
 
 
+def camel_case(name: str) -> str:
+    """The key in the file of an attribute: ``consecutive_5xx_errors`` is ``consecutive5xxErrors``, ``from_`` is ``from``."""
+    first, *others = name.split("_")
+    return first + "".join(word[:1].upper() + word[1:] for word in others)
+
+
 class Block(BaseModel):
     """Base of every block: unknown keys are errors, values are immutable, YAML keys are camelCase."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True, strict=True, allow_inf_nan=False,
+        extra="forbid", frozen=True, alias_generator=camel_case, populate_by_name=True, strict=True, allow_inf_nan=False,
         protected_namespaces=(),
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_extensions(cls, value: Any) -> Any:
+        """Keys that begin with ``x-`` are the user's own notes."""
+        if isinstance(value, dict) and any(isinstance(key, str) and key.startswith("x-") for key in value):
+            return {key: item for key, item in value.items() if not (isinstance(key, str) and key.startswith("x-"))}
+        return value
+
+
+#: What a pattern asks for, in words, for error messages and the reference.
+SHAPES: dict[str, str] = {}
+
+
+def shaped(words: str, pattern: str, **bounds: Any) -> Any:
+    """Constraints of a text that must match ``pattern``, which ``words`` puts in words."""
+    SHAPES[pattern] = words
+    return Field(pattern=pattern, **bounds)
+
+
+class Shorthand:
+    """A shorter way to write a value. ``expand`` turns it into the long form and leaves a long form alone.
+
+    ``short`` is the JSON Schema of the short form; without it the short form is one item of a list.
+    """
+
+    def __init__(self, expand: Callable[[Any], Any], short: dict[str, Any] | None = None) -> None:
+        self.expand = expand
+        self.short = short
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.expand, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        long = handler(schema)
+        return {"anyOf": [self.short or long["items"], long]}
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+#: A single value may stand for a list of one.
+LISTED = Shorthand(_listed)
+
+
+def shorthand_for(key: str, short: dict[str, Any] | None = None) -> Shorthand:
+    """A bare text is short for a block with this one ``key``."""
+    def expand(value: Any) -> Any:
+        if isinstance(value, dict | Block):
+            return value
+        if isinstance(value, str):
+            return {key: value}
+        raise PydanticCustomError("text", "text or a block")
+
+    return Shorthand(expand, short or {"type": "string"})
+
 
 def _duration(value: Any) -> Any:
-    if isinstance(value, str):
-        return parse_duration(value)
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("a duration is a string with a unit, such as '250ms'")
-    raise ValueError(f"{value!r} has no unit: write '{value}s' or '{value}ms'")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise PydanticCustomError("duration", "a duration is text with a unit, such as '250ms'")
+    try:
+        return parse_duration(value if isinstance(value, str) else f"{value!r}")
+    except ValueError as error:
+        raise PydanticCustomError("duration", "{problem}", {"problem": str(error)}) from None
 
 
 #: Seconds in the model, a string with a unit in the file.
@@ -101,7 +173,7 @@ Duration = Annotated[
     float,
     BeforeValidator(_duration),
     PlainSerializer(format_duration, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "pattern": r"^(\d+(\.\d+)?(us|ms|s|m|h|d))+$", "examples": ["250ms", "1m30s"]}),
+    WithJsonSchema({"type": "string", "pattern": r"^([0-9]+(\.[0-9]+)?(us|ms|s|m|h|d))+$", "examples": ["250ms", "1m30s"]}),
 ]
 
 
@@ -112,3 +184,9 @@ def _percent(value: Any) -> Any:
 
 #: 0 to 100, fractions allowed.
 Percent = Annotated[float, BeforeValidator(_percent), Field(ge=0, le=100)]
+
+#: What metrics, errors and `mesh.guard` call something.
+Name = Annotated[str, shaped(
+    "letters, digits and . _ - between, at most 253", r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$", max_length=253,
+)]
+Labels = dict[Annotated[str, Field(min_length=1, max_length=253)], Annotated[str, Field(max_length=253)]]

@@ -2,7 +2,8 @@
 
 Read it top down: ``Policy`` holds ``mesh``, ``defaults``, ``services`` and ``inbound``; a service holds
 blocks and routes; a route holds a match and blocks. Words are Istio's for routes, outliers, faults,
-splits and authorization, and resilience4j's for the failure-rate circuit breaker.
+splits and authorization, and resilience4j's for the failure-rate circuit breaker. This file is the tree;
+the blocks that hang on it are in ``matching``, ``blocks``, ``later`` and ``inbound``, and can be had from here.
 
 Rules for editors: every field goes through ``field()`` with its unit, source and Envoy mapping; a
 default is safe and is written out to Envoy; validation never tightens within ``resilmesh/v1``.
@@ -10,398 +11,79 @@ default is safe and is written out to Envoy; validation never tightens within ``
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
+from resilmesh.policy.blocks import (
+    NO_BREAKER,
+    Backoff,
+    CircuitBreaker,
+    Concurrency,
+    Endpoint,
+    Fault,
+    FaultAbort,
+    FaultDelay,
+    LoadBalancer,
+    OutlierDetection,
+    RateLimit,
+    Retries,
+    RetryAfter,
+    RetryBudget,
+    RetryWord,
+    SlidingWindow,
+    SplitTarget,
+    Subset,
+)
 from resilmesh.policy.fields import (
+    LISTED,
     NEUTRAL,
     Block,
     Duration,
-    Percent,
+    Labels,
+    Name,
     approximates,
-    maps_to,
     field,
     library_only,
+    maps_to,
+    shaped,
+    shorthand_for,
 )
+from resilmesh.policy.inbound import (
+    AuthorizationPolicy,
+    AuthorizationRule,
+    Condition,
+    Inbound,
+    Operation,
+    Source,
+)
+from resilmesh.policy.later import (
+    Classify,
+    Descriptor,
+    Fallback,
+    HeaderChanges,
+    HeaderOperations,
+    Mirror,
+    PathRegexRewrite,
+    Rewrite,
+    SlowStart,
+    Tls,
+)
+from resilmesh.policy.matching import GrpcMatch, Match, PathMatch, StringMatch
+
+__all__ = [
+    "AuthorizationPolicy", "AuthorizationRule", "Backoff", "CallBlocks", "CircuitBreaker", "Classify", "Concurrency", "Condition",
+    "Defaults", "Descriptor", "Endpoint", "Fallback", "Fault", "FaultAbort", "FaultDelay", "GrpcMatch", "HeaderChanges",
+    "HeaderOperations", "Inbound", "Labels", "LoadBalancer", "LocalReplies", "Match", "MeshBlock", "Mirror", "Mode", "Name", "Operation",
+    "Outbound", "OutlierDetection", "PathMatch", "PathRegexRewrite", "Policy", "Protocol", "RateLimit", "Retries", "RetryAfter",
+    "RetryBudget", "RetryWord", "Rewrite", "Route", "Service", "ServiceBlocks", "SlidingWindow", "SlowStart", "Source", "SplitTarget",
+    "StringMatch", "Subset", "Tls",
+]
 
 Mode = Literal["ENFORCE", "OBSERVE", "OFF"]
 LocalReplies = Literal["RAISE", "RESPOND"]
 Outbound = Literal["ALLOW_ANY", "REGISTRY_ONLY"]
 Protocol = Literal["HTTP1", "HTTP2", "GRPC"]
-RetryWord = Literal[
-    "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "refused-stream", "retriable-4xx",
-    "envoy-ratelimited", "cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
-]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$", max_length=253)]
-Labels = dict[Annotated[str, Field(min_length=1, max_length=253)], Annotated[str, Field(max_length=253)]]
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) or value is None else [value]
-
-
-# ------------------------------------------------------------------------------------------- matching
-
-
-class StringMatch(Block):
-    """How a value is compared. Exactly one key. A bare string is short for ``exact``."""
-
-    exact: str | None = field("Equal, case-sensitive.", None, envoy=maps_to("string_match.exact"))
-    prefix: str | None = field("Starts with, textually.", None, envoy=maps_to("string_match.prefix"), min_length=1)
-    suffix: str | None = field("Ends with, textually.", None, envoy=maps_to("string_match.suffix"), min_length=1)
-    regex: str | None = field("RE2 expression that matches the whole value.", None, envoy=maps_to("string_match.safe_regex"))
-    present: bool | None = field(
-        "true: the key is there, whatever its value. false: it is absent.", None, envoy=maps_to("present_match")
-    )
-
-
-class PathMatch(Block):
-    """How the path is compared, without the query. Exactly one key. A bare string is short for ``exact``."""
-
-    exact: str | None = field("Equal, case-sensitive.", None, envoy=maps_to("route.match.path"), pattern="^/")
-    prefix: str | None = field(
-        "Starts with, textually, as in Istio: /v1/res matches /v1/reservations.", None, envoy=maps_to("route.match.prefix"),
-        pattern="^/",
-    )
-    regex: str | None = field("RE2 expression that matches the whole path.", None, envoy=maps_to("route.match.safe_regex"))
-
-
-class GrpcMatch(Block):
-    """Matches gRPC calls: POST /service/method."""
-
-    service: str | None = field(
-        "Full name of the service, such as shop.v1.Inventory.", None, envoy=maps_to("route.match.path"), min_length=1
-    )
-    method: str | None = field("Name of the method, such as Reserve.", None, envoy=maps_to("route.match.path"), min_length=1)
-
-
-def _short_string(value: Any) -> Any:
-    return {"exact": value} if isinstance(value, str) else value
-
-
-ShortString = Annotated[StringMatch, BeforeValidator(_short_string)]
-ShortPath = Annotated[PathMatch, BeforeValidator(_short_string)]
-Methods = Annotated[
-    list[Annotated[str, Field(pattern=r"^[A-Z][A-Z-]*$", max_length=32)]], Field(min_length=1), BeforeValidator(_listed)
-]
-
-
-class Match(Block):
-    """One condition of a route: every key that is present must match."""
-
-    method: Methods | None = field(
-        "HTTP method or list of methods, upper case.", None, envoy=maps_to("route.match.headers[:method]")
-    )
-    path: ShortPath | None = field("Path without the query.", None, envoy=maps_to("route.match"))
-    headers: dict[Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")], ShortString] | None = field(
-        "Header name (lower case) to the value wanted. All must match. Several values of a header are joined by ','.",
-        None, envoy=maps_to("route.match.headers"),
-    )
-    query: dict[Annotated[str, Field(min_length=1)], ShortString] | None = field(
-        "Query parameter to the value wanted. All must match; of a repeated parameter the first counts.",
-        None, envoy=maps_to("route.match.query_parameters"),
-    )
-    grpc: GrpcMatch | None = field("gRPC service and method.", None, envoy=maps_to("route.match.path"))
-
-
-# ------------------------------------------------------------------------------------ call-level blocks
-
-
-class Backoff(Block):
-    """Full jitter: before retry n a random time in [0, min(base * (2^n - 1), max))."""
-
-    base: Duration = field(
-        "Scale of the first wait.", 0.025, envoy=maps_to("retry_back_off.base_interval"), unit="duration",
-        source="Envoy: 25 ms", ge=0.001,
-    )
-    max: Duration | None = field(
-        "Longest wait. Absent: ten times base.", None, envoy=maps_to("retry_back_off.max_interval"), unit="duration",
-        source="Envoy: 10 * base", ge=0.001,
-    )
-
-
-class RetryAfter(Block):
-    """A service's own word on when to come back replaces the backoff."""
-
-    max: Duration = field(
-        "Longest value that is believed; a longer one is ignored and the backoff is used.", 60.0,
-        envoy=approximates(
-            "rate_limited_retry_back_off.max_interval",
-            "Envoy understands seconds only; the library an HTTP-date too. Both add jitter of up to half the value.",
-        ),
-        unit="duration", source="Envoy: 300 s; ours is shorter because a thread waits", gt=0,
-    )
-
-
-class Retries(Block):
-    """Which attempts are repeated, and how often. Needs ``retryOn``: nothing is retried by default."""
-
-    max_retries: int = field(
-        "Attempts after the first.", 1, envoy=maps_to("retry_policy.num_retries"), unit="retries", source="Envoy: 1",
-        ge=0, le=100,
-    )
-    retry_on: list[RetryWord | Annotated[int, Field(ge=100, le=599)]] = field(
-        "What is retried: Envoy's retry words, and HTTP statuses as numbers.", envoy=maps_to("retry_policy.retry_on"), min_length=1,
-    )
-    per_try_timeout: Duration | None = field(
-        "Longest time from sending an attempt to its response headers.", None, envoy=maps_to("retry_policy.per_try_timeout"),
-        unit="duration", gt=0,
-    )
-    backoff: Backoff = field("Wait between attempts.", envoy=maps_to("retry_policy.retry_back_off"), factory=Backoff)
-    retry_after: RetryAfter | None = field(
-        "How far a Retry-After header of the service is obeyed. null: not at all, as Envoy by default.",
-        envoy=approximates("retry_policy.rate_limited_retry_back_off", "Envoy does not understand an HTTP-date."),
-        factory=RetryAfter,
-    )
-    idempotent: bool | None = field(
-        "true: every request of the route may be sent again; false: none that may have reached the service. "
-        "Absent: by method, POST and PATCH only when the service never saw them; a request with an Idempotency-Key "
-        "header may be sent again.",
-        None, envoy=maps_to("a second route for POST and PATCH without idempotency-key"),
-    )
-
-
-class RetryBudget(Block):
-    """Bounds the share of traffic that may be retries, so that retries cannot multiply an outage."""
-
-    percent: Percent = field(
-        "Retries allowed per hundred calls of the last ttl.", 20.0,
-        envoy=approximates(
-            "circuit_breakers.retry_budget.budget_percent",
-            "Envoy counts requests in flight now; the library counts calls started within ttl.",
-        ),
-        unit="percent", source="Finagle and Envoy: 20 %",
-    )
-    min_retries_per_second: int = field(
-        "Retries always allowed, whatever the traffic.", 10,
-        envoy=approximates("circuit_breakers.retry_budget.min_retry_concurrency", "Envoy's floor is a number of retries in flight."),
-        unit="retries per second", source="Finagle: 10 per second", ge=0, le=1_000_000,
-    )
-    ttl: Duration = field(
-        "How long a call counts towards the budget.", 10.0, envoy=library_only("Envoy's budget has no memory."),
-        unit="duration", source="Finagle: 10 s", ge=1, le=3600,
-    )
-
-
-class SlidingWindow(Block):
-    """What the failure rate is computed over."""
-
-    type: Literal["COUNT_BASED", "TIME_BASED"] = field(
-        "COUNT_BASED: the last `size` calls. TIME_BASED: the calls of the last `size` of time.", "COUNT_BASED",
-        envoy=library_only("Envoy has no failure-rate circuit breaker."), source="resilience4j: COUNT_BASED",
-    )
-    size: Annotated[int, Field(ge=1, le=1_000_000)] | Duration = field(
-        "A number of calls for COUNT_BASED, a duration of at least 100 ms for TIME_BASED.", 100,
-        envoy=library_only("Envoy has no failure-rate circuit breaker."), source="resilience4j: 100",
-    )
-
-
-_NO_BREAKER = library_only("Envoy has no failure-rate circuit breaker; its outlier detection ejects endpoints instead.")
-
-
-class CircuitBreaker(Block):
-    """Stops calling a service that fails: closed, open, half-open. resilience4j's words and defaults."""
-
-    failure_rate_threshold: Percent | None = field(
-        "Opens when this share of the window failed, or more. null: the rate does not open it.", 50.0, envoy=_NO_BREAKER,
-        unit="percent", source="resilience4j: 50 %", gt=0,
-    )
-    slow_call_rate_threshold: Percent | None = field(
-        "Opens when this share of the window was slow, or more.", None, envoy=_NO_BREAKER, unit="percent",
-        source="resilience4j: 100 %, which never matters before the failure rate does", gt=0,
-    )
-    slow_call_duration_threshold: Duration = field(
-        "A call of this length or longer is slow. Measured to the response headers.", 60.0, envoy=_NO_BREAKER, unit="duration",
-        source="resilience4j: 60 s", gt=0,
-    )
-    consecutive_failures: int | None = field(
-        "Opens after this many failures in a row, whatever the window says.", None, envoy=_NO_BREAKER, unit="failures",
-        ge=1, le=1_000_000,
-    )
-    sliding_window: SlidingWindow = field("What the rates are computed over.", envoy=_NO_BREAKER, factory=SlidingWindow)
-    minimum_number_of_calls: int = field(
-        "No rate is computed before the window holds this many calls. In a COUNT_BASED window never more than its size.",
-        100, envoy=_NO_BREAKER, unit="calls", source="resilience4j: 100", ge=1, le=1_000_000,
-    )
-    wait_duration_in_open_state: Duration = field(
-        "How long an open circuit rejects before it lets probes through.", 60.0, envoy=_NO_BREAKER, unit="duration",
-        source="resilience4j: 60 s", gt=0,
-    )
-    permitted_number_of_calls_in_half_open_state: int = field(
-        "Probes that a half-open circuit lets through, and whose results decide.", 10, envoy=_NO_BREAKER, unit="calls",
-        source="resilience4j: 10", ge=1, le=100_000,
-    )
-    count_throttled: bool = field(
-        "Whether 429 and RESOURCE_EXHAUSTED count as failures in the window. They always fail a probe.", False, envoy=_NO_BREAKER,
-    )
-
-
-class RateLimit(Block):
-    """A token bucket that refills continuously. A call that finds no token is rejected at once."""
-
-    requests: int = field(
-        "Tokens that flow in per `per`.", envoy=maps_to("token_bucket.tokens_per_fill"), unit="calls", ge=1, le=10_000_000,
-    )
-    per: Duration = field(
-        "Time in which `requests` tokens flow in.", 1.0, envoy=maps_to("token_bucket.fill_interval"), unit="duration",
-        source="Envoy refuses less than 50 ms", ge=0.05, le=86400,
-    )
-    burst: int | None = field(
-        "Most tokens the bucket holds, and holds at the start. Absent: `requests`.", None, envoy=maps_to("token_bucket.max_tokens"),
-        unit="calls", ge=1, le=10_000_000,
-    )
-    scope: Literal["SERVICE", "ROUTE"] | None = field(
-        "Who shares the bucket. SERVICE: every route of the service that carries a limit of this scope, which must be equal. "
-        "ROUTE: this route alone. Absent: as wide as the block stands: a route's own, a service's or the defaults' for the whole service.",
-        None, envoy=maps_to("typed_per_filter_config of the virtual host or of the route"),
-    )
-    descriptor: dict[str, Any] | None = field("A bucket for each value of a header.", None, later=True)
-
-
-class Concurrency(Block):
-    """Bounds the calls in flight, with a bounded queue. Envoy calls this a circuit breaker."""
-
-    max_requests: int = field(
-        "Calls in flight at once. A call holds its slot until its response body ends.",
-        envoy=approximates(
-            "circuit_breakers.thresholds.max_requests",
-            "The same without retries and without a queue. Envoy frees the slot during a backoff; the library holds one slot a call.",
-        ),
-        unit="calls", ge=1, le=1_000_000,
-    )
-    max_pending: int = field(
-        "Calls that may wait for a slot, first in, first out.", 0,
-        envoy=approximates(
-            "circuit_breakers.thresholds.max_pending_requests with max_connections (HTTP/1 only)",
-            "Envoy queues for a connection, not for a slot; on HTTP/2 it does not queue at all.",
-        ),
-        unit="calls", ge=0, le=1_000_000,
-    )
-    max_pending_wait: Duration | None = field(
-        "Longest wait in the queue. Absent: until the call's deadline.", None,
-        envoy=library_only("Envoy's queue is bounded by the route's timeout only."), unit="duration", gt=0,
-    )
-
-
-class FaultAbort(Block):
-    """Answers in place of the service."""
-
-    http_status: int | None = field(
-        "Status of the answer over HTTP; for a function the status of the InjectedFault.", None,
-        envoy=maps_to("fault.abort.http_status"), ge=200, le=599,
-    )
-    grpc_status: int | None = field(
-        "gRPC status code of the answer, 1 to 16. A plain HTTP request gets status 200 with the fault's body, as from Envoy.", None,
-        envoy=maps_to("fault.abort.grpc_status"), ge=1, le=16,
-    )
-    percent: Percent = field("Share of calls.", 100.0, envoy=maps_to("fault.abort.percentage"), unit="percent")
-
-
-class FaultDelay(Block):
-    """Waits before the call goes on."""
-
-    fixed_delay: Duration = field("How long.", envoy=maps_to("fault.delay.fixed_delay"), unit="duration", gt=0, le=3600)
-    percent: Percent = field("Share of calls, drawn independently of the abort's.", 100.0, envoy=maps_to("fault.delay.percentage"), unit="percent")
-
-
-class Fault(Block):
-    """Fault injection. The delay is applied first."""
-
-    abort: FaultAbort | None = field("Answer in place of the service.", None, envoy=maps_to("fault.abort"))
-    delay: FaultDelay | None = field("Wait first.", None, envoy=maps_to("fault.delay"))
-    scope: Literal["CALL", "ATTEMPT"] = field(
-        "CALL: once per call, above the timeout, the limits and the retries, so that an abort is not retried, as in Envoy. "
-        "ATTEMPT: each attempt, so that a drill exercises retries and breakers.", "CALL",
-        envoy=approximates("the fault filter stands above the router", "ATTEMPT is library-only: Envoy cannot fault an attempt."),
-    )
-
-
-class SplitTarget(Block):
-    """One share of a split."""
-
-    subset: Name = field("Name of a subset of the service.", envoy=maps_to("weighted_clusters.clusters.metadata_match"))
-    weight: int = field(
-        "Share, relative to the sum of all weights.", envoy=maps_to("weighted_clusters.clusters.weight"), unit="relative weight",
-        ge=0, le=1_000_000,
-    )
-
-
-# ------------------------------------------------------------------------------- service-level blocks
-
-
-class Endpoint(Block):
-    """One address of a service."""
-
-    address: str = field(
-        "host:port, or [ipv6]:port.", envoy=maps_to("lb_endpoints.endpoint.address"),
-        pattern=r"^(\[[0-9a-fA-F:.%a-z0-9]+\]|[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?):[0-9]{1,5}$", max_length=512,
-    )
-    labels: Labels = field("What subsets select by.", envoy=maps_to("lb_endpoints.metadata envoy.lb"), factory=dict)
-
-
-class Subset(Block):
-    """The endpoints that carry all of these labels."""
-
-    name: Name = field("Unique within the service.", envoy=maps_to("lb_subset_config"))
-    labels: Labels = field("Labels an endpoint must carry, all of them.", envoy=maps_to("lb_subset_config"), min_length=1)
-
-
-class LoadBalancer(Block):
-    """How an endpoint is chosen for each attempt."""
-
-    policy: Literal["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM"] = field(
-        "ROUND_ROBIN: in turn, from a random start. LEAST_REQUEST: the less loaded of two drawn at random. RANDOM: drawn.",
-        "ROUND_ROBIN", envoy=maps_to("cluster.lb_policy"), source="Envoy: ROUND_ROBIN",
-    )
-    slow_start: dict[str, Any] | None = field("Eases traffic onto an endpoint that comes back.", None, later=True)
-
-
-def _short_balancer(value: Any) -> Any:
-    return {"policy": value} if isinstance(value, str) else value
-
-
-class OutlierDetection(Block):
-    """Takes an endpoint that keeps failing out of the balancer for a while. Envoy's rules."""
-
-    consecutive_5xx_errors: int | None = field(
-        "Ejects after this many failures in a row: 5xx, resets, time-outs. null: not counted.", 5,
-        envoy=maps_to("outlier_detection.consecutive_5xx"), unit="failures", source="Envoy and Istio: 5", ge=1, le=1_000_000,
-    )
-    consecutive_gateway_errors: int | None = field(
-        "Ejects after this many 502, 503, 504, resets or time-outs in a row. null: not counted.", None,
-        envoy=maps_to("outlier_detection.consecutive_gateway_failure"), unit="failures", source="Istio: off", ge=1, le=1_000_000,
-    )
-    split_external_local_origin_errors: bool = field(
-        "Count what never became an answer (refused, connect time-out) apart: towards consecutiveLocalOriginFailures only.", False,
-        envoy=maps_to("outlier_detection.split_external_local_origin_errors"), source="Envoy: false",
-    )
-    consecutive_local_origin_failures: int | None = field(
-        "With splitExternalLocalOriginErrors: ejects after this many connect failures in a row.", None,
-        envoy=maps_to("outlier_detection.consecutive_local_origin_failure"), unit="failures", source="Envoy: 5 when split", ge=1, le=1_000_000,
-    )
-    interval: Duration = field(
-        "Ejections end at a multiple of this, and an endpoint's growth shrinks by one each.", 10.0,
-        envoy=maps_to("outlier_detection.interval"), unit="duration", source="Envoy: 10 s", ge=0.001,
-    )
-    base_ejection_time: Duration = field(
-        "Ejected for this times the number of times ejected, rounded up to an interval.", 30.0,
-        envoy=maps_to("outlier_detection.base_ejection_time"), unit="duration", source="Envoy: 30 s", ge=0.001,
-    )
-    max_ejection_time: Duration = field(
-        "Longest ejection; never less than baseEjectionTime.", 300.0, envoy=maps_to("outlier_detection.max_ejection_time"), unit="duration",
-        source="Envoy: 300 s", ge=0.001,
-    )
-    max_ejection_percent: Percent = field(
-        "Most endpoints that may be out at once. Below 100/n per cent nothing is ever ejected.", 100.0,
-        envoy=maps_to("outlier_detection.max_ejection_percent"), unit="percent",
-        source="ours: at Envoy's 10 % a service with fewer than ten endpoints never ejects",
-    )
-    panic_threshold: Percent = field(
-        "When fewer endpoints than this are healthy, all are used. 0: never, and no healthy endpoint is an error.", 0.0,
-        envoy=maps_to("common_lb_config.healthy_panic_threshold"), unit="percent",
-        source="ours: at Envoy's 50 % an ejection of the only endpoint has no effect",
-    )
 
 
 class CallBlocks(Block):
@@ -418,9 +100,9 @@ class CallBlocks(Block):
     )
     retries: Retries | None = field("Which attempts are repeated.", None, envoy=maps_to("route.retry_policy"))
     circuit_breaker: CircuitBreaker | None = field(
-        "Stops calling what fails.", None, envoy=_NO_BREAKER, scope="the level it stands at: a route's own; a service's (or the defaults') for the whole service",
+        "Stops calling what fails.", None, envoy=NO_BREAKER, scope="the level it stands at: a route's own; a service's (or the defaults') for the whole service",
     )
-    rate_limit: Annotated[list[RateLimit], BeforeValidator(_listed), Field(min_length=1)] | None = field(
+    rate_limit: Annotated[list[RateLimit], Field(min_length=1), LISTED] | None = field(
         "Token bucket, or a list of them of which each must have a token.", None, envoy=maps_to("envoy.filters.http.local_ratelimit"),
         scope="see rateLimit.scope",
     )
@@ -446,7 +128,7 @@ class ServiceBlocks(CallBlocks):
     outlier_detection: OutlierDetection | None = field(
         "Ejects endpoints that fail.", None, envoy=maps_to("cluster.outlier_detection"), scope="the endpoint",
     )
-    load_balancer: Annotated[LoadBalancer, BeforeValidator(_short_balancer)] = field(
+    load_balancer: Annotated[LoadBalancer, shorthand_for("policy", {"enum": ["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM"]})] = field(
         "How endpoints are chosen. A bare word is short for its policy.", envoy=maps_to("cluster.lb_policy"),
         factory=LoadBalancer, scope="the service",
     )
@@ -460,7 +142,7 @@ class Route(CallBlocks):
     """What applies to the requests that it matches. The first match of a service wins."""
 
     name: Name = field("Unique within the service; appears in metrics and errors.")
-    match: Annotated[list[Match], BeforeValidator(_listed), Field(min_length=1)] | None = field(
+    match: Annotated[list[Match], Field(min_length=1), LISTED] | None = field(
         "Conditions of which one must hold. Absent: every request.", None, envoy=maps_to("route.match"),
     )
     mode: Mode | None = field(
@@ -468,27 +150,26 @@ class Route(CallBlocks):
         envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards."),
     )
     split: list[SplitTarget] | None = field("Shares of traffic by subset.", None, envoy=maps_to("weighted_clusters"), min_length=1)
-    headers: dict[str, Any] | None = field("Header changes on requests and responses.", None, later=True)
-    rewrite: dict[str, Any] | None = field("Path and host rewrite.", None, later=True)
-    mirror: dict[str, Any] | None = field("Sends a copy elsewhere.", None, later=True)
-    fallback: dict[str, Any] | None = field("A static answer in place of an error.", None, later=True)
-    classify: dict[str, Any] | None = field("Statuses and headers that count as failure.", None, later=True)
-
-
-class Tls(Block):
-    """Transport security towards the service."""
-
-    mode: Literal["DISABLE", "SIMPLE", "MUTUAL"] = field("DISABLE, SIMPLE (server only) or MUTUAL.")
-    identities: list[Annotated[str, Field(pattern=r"^spiffe://")]] | None = field("SPIFFE IDs the service may prove.", None, min_length=1)
-    dns_sans: list[str] | None = field("DNS names the service may prove, where no SPIFFE ID can be checked.", None, min_length=1)
+    headers: HeaderChanges | None = field(
+        "Header changes on requests and responses.", None, envoy=maps_to("route.request_headers_to_add ..."), later=True,
+    )
+    rewrite: Rewrite | None = field("Path and host rewrite.", None, envoy=maps_to("route.prefix_rewrite ..."), later=True)
+    mirror: Mirror | None = field("Sends a copy elsewhere.", None, envoy=maps_to("route.request_mirror_policies"), later=True)
+    fallback: Fallback | None = field(
+        "A static answer in place of an error.", None, envoy=library_only("Envoy has no fallback."), later=True,
+    )
+    classify: Classify | None = field(
+        "Statuses and headers that count as failure.", None,
+        envoy=approximates("retry_policy, outlier_detection", "Envoy classifies for retries only."), later=True,
+    )
 
 
 class Service(ServiceBlocks):
     """A logical destination."""
 
     name: Name = field("Unique; what `mesh.guard` and metrics call it.", envoy=NEUTRAL)
-    hosts: list[Annotated[str, Field(
-        pattern=r"^(\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?)$", max_length=259,
+    hosts: list[Annotated[str, shaped(
+        "host, host:port, *.suffix or *", r"^(\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?)$", max_length=259,
     )]] | None = field(
         "Whose requests these are: host, host:port, *.suffix or *. host:port wins over host, host over the longest suffix, that over *. "
         "Absent: reachable by name only.", None, envoy=maps_to("virtual_host.domains"), min_length=1,
@@ -496,7 +177,9 @@ class Service(ServiceBlocks):
     protocol: Protocol = field(
         "What the service speaks.", "HTTP1", envoy=maps_to("HttpProtocolOptions.explicit_http_config"),
     )
-    tls: Tls | None = field("Transport security towards the service.", None, later=True)
+    tls: Tls | None = field(
+        "Transport security towards the service.", None, envoy=maps_to("cluster.transport_socket"), later=True,
+    )
     mode: Mode | None = field(
         "ENFORCE, OBSERVE (decide, act on nothing) or OFF. The weakest of mesh, service and route applies.", None,
         envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards."),
@@ -513,7 +196,7 @@ class MeshBlock(Block):
     """The process as a whole. Each can be overridden by an argument of Mesh or by the environment (RESILMESH_MODE, ...)."""
 
     workload: Name | None = field("Name of this workload, in metrics and identity.", None)
-    trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9._-]+$", max_length=255)] | None = field("SPIFFE trust domain.", None, later=True)
+    trust_domain: Annotated[str, shaped("a SPIFFE trust domain in lower case", r"^[a-z0-9._-]+$", max_length=255)] | None = field("SPIFFE trust domain.", None, later=True)
     mode: Mode = field(
         "ENFORCE, OBSERVE (decide, act on nothing) or OFF. The weakest of mesh, service and route applies.", "ENFORCE",
         envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards."),
@@ -535,4 +218,4 @@ class Policy(Block):
     mesh: MeshBlock = field("The process as a whole.", factory=MeshBlock)
     defaults: Defaults = field("Blocks for every service that does not have its own.", factory=Defaults)
     services: list[Service] = field("Destinations.", factory=list)
-    inbound: dict[str, Any] | None = field("This workload as a service.", None, later=True)
+    inbound: Inbound | None = field("This workload as a service.", None, envoy=maps_to("an ingress listener"), later=True)
