@@ -1,0 +1,62 @@
+"""``resilmesh compare``: the same policies and the same calls, bare, through the library and through a real Envoy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from resilmesh.compare import report
+from resilmesh.compare.planes import CLIENTS, PLANES, SIDECAR, client_version, envoy_version, missing
+from resilmesh.compare.progress import Progress
+from resilmesh.compare.run import DEFAULT_ROUNDS, Result, Settings, compare, steps
+from resilmesh.compare.scenarios import SCENARIOS
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    names = [scenario.name for scenario in SCENARIOS]
+    parser.add_argument("--client", choices=CLIENTS, default="httpx", help="what makes the calls, in every plane (default: httpx)")
+    parser.add_argument("--only", metavar="NAME", action="append", choices=names, help=f"one scenario, repeatable: {', '.join(names)}")
+    parser.add_argument("--seed", type=int, default=1, help="of arrivals, failures and choices (default: 1)")
+    parser.add_argument(
+        "--rounds", type=_at_least_one, default=DEFAULT_ROUNDS, help=f"over all planes for the costs (default: {DEFAULT_ROUNDS})")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the whole report to FILE too")
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, print as it goes, write the JSON at the end. 0 when it ran, whatever the planes did; 2 when it could not."""
+    if client_version(options.client) is None:
+        library = options.client.partition("-")[0]
+        print(f"resilmesh compare: {library} is not installed: pip install 'resilmesh[{library}]'", file=sys.stderr)
+        return 2
+    lacking = missing()
+    settings = Settings(
+        scenarios=[scenario for scenario in SCENARIOS if options.only is None or scenario.name in options.only],
+        planes=[plane for plane in PLANES if plane not in lacking], client=options.client, seed=options.seed, rounds=options.rounds,
+    )
+    envoy = None if SIDECAR in lacking else envoy_version()
+    print(report.heading(settings, lacking, envoy), flush=True)
+    progress = Progress(sys.stderr, steps(settings))
+    results: list[Result] = []
+    try:
+        for result in compare(settings, progress):
+            results.append(result)
+            progress.clear()
+            print("\n" + report.scenario(result), flush=True)
+    finally:
+        progress.clear()
+    for result in results:
+        if result.costs is not None:
+            print("\n" + report.cost(result, settings))
+    print("\n" + report.notes_on_method())
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.as_json(settings, results, lacking, envoy), indent=2) + "\n", encoding="utf-8")
+    return 0

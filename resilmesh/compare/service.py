@@ -1,0 +1,247 @@
+"""One endpoint of the test bed: a real HTTP/1.1 server that does what its script says, and counts.
+
+It runs in a process of its own (``python service.py``, nothing but the standard library). On stdin it
+gets its ``Script`` as a line of JSON and answers on stdout with its port; when stdin ends it ends, so
+that it cannot outlive the comparison. What happens to a request is drawn from the seed, the endpoint's
+name, the header ``x-call`` and how often this endpoint has seen that call: every plane meets the same luck.
+
+Two paths are the test bed's own and are not counted: ``PUT /.testbed/epoch`` (the monotonic second from which
+outages are reckoned) and ``GET /.testbed/counts``. Calls named ``warm-up`` are answered at once and not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import random
+import socket
+import struct
+import sys
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+CONTROL = "/.testbed/"
+WARM_UP = "warm-up"
+#: Added to every answer of an endpoint. An answer without it was made by the library or by Envoy.
+SERVED_BY = "x-served-by"
+VERSION = "x-version"
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Log-normal time to answer: ``median`` in seconds, ``sigma`` of its logarithm (0: always the median)."""
+
+    median: float = 0.0
+    sigma: float = 0.0
+
+    def draw(self, rng: random.Random) -> float:
+        return self.median * math.exp(rng.gauss(0.0, self.sigma)) if self.sigma else self.median
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """From ``start`` to ``end`` (seconds of the run) every request ends in ``outcome``, after ``latency``."""
+
+    start: float
+    end: float
+    outcome: str = "503"
+    latency: Latency = Latency()
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What an endpoint does with requests.
+
+    ``outcomes`` maps what happens to its share of requests, 0 to 1: a status such as ``"503"``, ``"reset"`` (RST
+    once the request is read), ``"close"`` (FIN) or ``"hang"`` (no answer ever). The rest is answered 200.
+    ``capacity`` requests are worked on at once, ``queue`` more wait their turn, the next is answered 503.
+    """
+
+    name: str
+    version: str = "v1"
+    outcomes: dict[str, float] = field(default_factory=dict)
+    latency: Latency = Latency()
+    capacity: int | None = None
+    queue: int = 0
+    outages: tuple[Outage, ...] = ()
+    seed: int = 0
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Script:
+        outages = tuple(Outage(**{**each, "latency": Latency(**each["latency"])}) for each in data["outages"])
+        return cls(**{**data, "latency": Latency(**data["latency"]), "outages": outages})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Endpoint:
+    """The script's interpreter, and what it has seen. One event loop, so no locks."""
+
+    def __init__(self, script: Script, loop: asyncio.AbstractEventLoop) -> None:
+        self._script = script
+        self._loop = loop
+        self._epoch = time.monotonic()
+        self._working = 0
+        self._waiting: deque[tuple[Connection, str, float]] = deque()
+        self._most_at_once = 0
+        self._calls: Counter[str] = Counter()
+        self._paths: Counter[str] = Counter()
+        self._attempt_headers: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        self._in_outage = 0
+        self.connections = 0
+
+    def handle(self, connection: Connection, request: Request) -> None:
+        if request.path.startswith(CONTROL):
+            self._control(connection, request)
+        elif request.headers.get("x-call") == WARM_UP:
+            connection.answer("200", self._script)
+        else:
+            self._serve(connection, request)
+
+    def _control(self, connection: Connection, request: Request) -> None:
+        match request.method, request.path.removeprefix(CONTROL):
+            case "PUT", "epoch":
+                self._epoch = float(request.body)
+                connection.write(200, b"{}")
+            case "GET", "counts":
+                connection.write(200, json.dumps(self.counts()).encode())
+            case _:
+                connection.write(404, b"{}")
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "requests": self._calls.total(), "calls": self._calls, "paths": self._paths, "attempt_headers": self._attempt_headers,
+            "outcomes": self._outcomes, "most_at_once": self._most_at_once, "in_outage": self._in_outage,
+            "connections": self.connections,
+        }
+
+    def _serve(self, connection: Connection, request: Request) -> None:
+        call = request.headers.get("x-call", "")
+        self._calls[call] += 1
+        self._paths[request.path.partition("?")[0]] += 1
+        self._attempt_headers[request.headers.get("x-envoy-attempt-count", "none")] += 1
+        outcome, latency = self._fate(call)
+        if self._script.capacity is None or self._working < self._script.capacity:
+            self._work(connection, outcome, latency)
+        elif len(self._waiting) < self._script.queue:
+            self._waiting.append((connection, outcome, latency))
+        else:
+            self._finish(connection, "503")
+
+    def _fate(self, call: str) -> tuple[str, float]:
+        script = self._script
+        rng = random.Random(f"{script.seed}/{script.name}/{call}/{self._calls[call]}")  # noqa: S311  repeatable, not secret
+        elapsed = time.monotonic() - self._epoch
+        for outage in script.outages:
+            if outage.start <= elapsed < outage.end:
+                self._in_outage += 1
+                return outage.outcome, outage.latency.draw(rng)
+        lot = rng.random()
+        for outcome, share in script.outcomes.items():
+            lot -= share
+            if lot < 0:
+                return outcome, script.latency.draw(rng)
+        return "200", script.latency.draw(rng)
+
+    def _work(self, connection: Connection, outcome: str, latency: float) -> None:
+        self._working += 1
+        self._most_at_once = max(self._most_at_once, self._working)
+        if latency:
+            self._loop.call_later(latency, self._worked, connection, outcome)
+        else:
+            self._worked(connection, outcome)
+
+    def _worked(self, connection: Connection, outcome: str) -> None:
+        # A caller that went away does not shorten the work: real services rarely notice either.
+        self._working -= 1
+        self._finish(connection, outcome)
+        while self._waiting and self._working < (self._script.capacity or 0):
+            self._work(*self._waiting.popleft())
+
+    def _finish(self, connection: Connection, outcome: str) -> None:
+        self._outcomes[outcome] += 1
+        connection.answer(outcome, self._script)
+
+
+class Connection(asyncio.Protocol):
+    """Just enough HTTP/1.1: one request at a time, bodies by Content-Length, keep-alive."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._received = b""
+        self._busy = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  what create_server gives
+        self._transport = transport
+        self._endpoint.connections += 1
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._next()
+
+    def _next(self) -> None:
+        if self._busy or b"\r\n\r\n" not in self._received:
+            return
+        head, _, rest = self._received.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if "transfer-encoding" in headers:
+            self.write(411, b"{}")
+            self._transport.close()
+            return
+        length = int(headers.get("content-length", "0"))
+        if len(rest) < length:
+            return
+        self._received = rest[length:]
+        method, path, _ = first.split(" ", 2)
+        self._busy = True
+        self._endpoint.handle(self, Request(method, path, headers, rest[:length]))
+
+    def answer(self, outcome: str, script: Script) -> None:
+        if self._transport.is_closing():
+            return
+        if outcome == "reset":
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._transport.abort()
+        elif outcome == "close":
+            self._transport.close()
+        elif outcome != "hang":
+            self.write(int(outcome), b'{"sku":"A-1","in_stock":true}', f"{SERVED_BY}: {script.name}\r\n{VERSION}: {script.version}\r\n")
+
+    def write(self, status: int, body: bytes, headers: str = "") -> None:
+        head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
+        self._transport.write(head.encode("latin-1") + body)
+        self._busy = False
+        self._next()
+
+
+async def serve(script: Script) -> None:
+    """Serve on a free port of 127.0.0.1 until stdin ends."""
+    loop = asyncio.get_running_loop()
+    endpoint = Endpoint(script, loop)
+    server = await loop.create_server(lambda: Connection(endpoint), "127.0.0.1", 0, backlog=1024)
+    ended = asyncio.Event()
+    # Nothing more is ever written to our stdin: the only thing that can be read there is its end.
+    loop.add_reader(sys.stdin.fileno(), ended.set)
+    sys.stdout.write(json.dumps({"port": server.sockets[0].getsockname()[1]}) + "\n")
+    sys.stdout.flush()
+    await ended.wait()
+    # A connection may still be in the middle of a long answer; there is nobody left to read it.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Script.from_json(json.loads(sys.stdin.readline()))))

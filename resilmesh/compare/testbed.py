@@ -1,0 +1,93 @@
+"""The services that every plane calls: one process an endpoint, started fresh for each run."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from resilmesh.compare import service
+from resilmesh.compare.children import Child
+from resilmesh.compare.service import Script
+
+_START_WITHIN = 20.0
+
+
+@dataclass(slots=True)
+class Seen:
+    """What all endpoints together saw of the calls (warm-up excluded)."""
+
+    requests: int = 0
+    #: Requests by call, over all endpoints: the attempts that reached a service.
+    calls: Counter[str] = field(default_factory=Counter)
+    paths: Counter[str] = field(default_factory=Counter)
+    #: Requests by the value of ``x-envoy-attempt-count``; ``none`` where it was missing.
+    attempt_headers: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    #: Requests that arrived while the endpoint was failing by script.
+    in_outage: int = 0
+    #: Most requests that any one endpoint worked on at once.
+    most_at_once: int = 0
+    connections: int = 0
+
+    def add(self, counts: dict[str, Any]) -> None:
+        self.requests += counts["requests"]
+        self.calls.update(counts["calls"])
+        self.paths.update(counts["paths"])
+        self.attempt_headers.update(counts["attempt_headers"])
+        self.outcomes.update(counts["outcomes"])
+        self.in_outage += counts["in_outage"]
+        self.most_at_once = max(self.most_at_once, counts["most_at_once"])
+        self.connections += counts["connections"]
+
+
+class TestBed:
+    """Starts one process per script; ``addresses`` are theirs, in order. A context manager."""
+
+    __test__ = False  # pytest: the name is the domain's, this is no test
+
+    def __init__(self, scripts: Sequence[Script], seed: int = 0) -> None:
+        self._scripts = [replace(script, seed=seed) for script in scripts]
+        self.addresses: list[str] = []
+        self.pids: list[int] = []
+        self._children = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as children:
+            started = [children.enter_context(Child(Path(service.__file__), f"service {script.name}")) for script in self._scripts]
+            for child, script in zip(started, self._scripts, strict=True):
+                child.tell(asdict(script))
+            self.addresses = [f"127.0.0.1:{child.hear(_START_WITHIN)['port']}" for child in started]
+            self.pids = [child.pid for child in started]
+            self._children = children.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._children.__exit__(kind, error, trace)
+
+    def start_at(self, epoch: float) -> None:
+        """Set the monotonic second from which the scripts' outages are reckoned."""
+        for address in self.addresses:
+            _ask(address, "PUT", "epoch", repr(epoch))
+
+    def seen(self) -> Seen:
+        total = Seen()
+        for address in self.addresses:
+            total.add(_ask(address, "GET", "counts"))
+        return total
+
+
+def _ask(address: str, method: str, what: str, body: str | None = None) -> dict[str, Any]:
+    connection = http.client.HTTPConnection(address, timeout=5)
+    try:
+        connection.request(method, service.CONTROL + what, body)
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        return answer
+    finally:
+        connection.close()
