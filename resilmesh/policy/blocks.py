@@ -224,7 +224,7 @@ class Concurrency(Block):
         "Calls that may wait for a slot, first in, first out.", 0,
         envoy=approximates(
             "circuit_breakers.thresholds.max_pending_requests with max_connections (HTTP/1 only)",
-            "Envoy queues for a connection, not for a slot; on HTTP/2 it does not queue at all.",
+            "Envoy queues for a connection, not for a slot; on HTTP/2 it does not queue at all.", exact_for=(0,),
         ),
         unit="calls", ge=0, le=1_000_000,
     )
@@ -263,7 +263,7 @@ class Fault(Block):
     scope: Literal["CALL", "ATTEMPT"] = field(
         "CALL: once per call, above the timeout, the limits and the retries, so that an abort is not retried, as in Envoy. "
         "ATTEMPT: each attempt, so that a drill exercises retries and breakers.", "CALL",
-        envoy=approximates("the fault filter stands above the router", "ATTEMPT is library-only: Envoy cannot fault an attempt."),
+        envoy=library_only("Envoy cannot fault an attempt: its fault filter stands above the router.", exact_for=("CALL",)),
     )
 
 

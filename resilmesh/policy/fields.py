@@ -34,23 +34,25 @@ class Envoy:
     """What a field becomes in Envoy: how faithful, in which Envoy field, and what differs.
 
     ``neutral`` marks what shapes the translation without being a behaviour of its own (names, labels).
+    ``exact_for`` are values for which there is no difference.
     """
 
     fidelity: Fidelity
     field: str = ""
     difference: str = ""
+    exact_for: tuple[str | int, ...] = ()
 
 
 def maps_to(field_of_envoy: str) -> Envoy:
     return Envoy("exact", field_of_envoy)
 
 
-def approximates(field_of_envoy: str, difference: str) -> Envoy:
-    return Envoy("approximate", field_of_envoy, difference)
+def approximates(field_of_envoy: str, difference: str, *, exact_for: tuple[str | int, ...] = ()) -> Envoy:
+    return Envoy("approximate", field_of_envoy, difference, exact_for)
 
 
-def library_only(reason: str) -> Envoy:
-    return Envoy("library-only", "", reason)
+def library_only(reason: str, *, exact_for: tuple[str | int, ...] = ()) -> Envoy:
+    return Envoy("library-only", "", reason, exact_for)
 
 
 NEUTRAL = Envoy("neutral")
@@ -78,6 +80,8 @@ def field(
     uses it is refused). ``bounds`` are pydantic's (``ge``, ``le``, ``min_length``, ...).
     """
     extra: dict[str, Any] = {"x-envoy": {"fidelity": envoy.fidelity, "field": envoy.field, "difference": envoy.difference}}
+    if envoy.exact_for:
+        extra["x-envoy"]["exact_for"] = list(envoy.exact_for)
     extra |= {key: value for key, value in (("x-unit", unit), ("x-source", source), ("x-scope", scope)) if value}
     if later:
         extra["x-not-enforced-yet"] = True

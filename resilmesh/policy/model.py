@@ -147,7 +147,7 @@ class Route(CallBlocks):
     )
     mode: Mode | None = field(
         "ENFORCE, OBSERVE (decide, act on nothing) or OFF. The weakest of mesh, service and route applies.", None,
-        envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards."),
+        envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards.", exact_for=("ENFORCE",)),
     )
     split: list[SplitTarget] | None = field("Shares of traffic by subset.", None, envoy=maps_to("weighted_clusters"), min_length=1)
     headers: HeaderChanges | None = field(
@@ -182,7 +182,7 @@ class Service(ServiceBlocks):
     )
     mode: Mode | None = field(
         "ENFORCE, OBSERVE (decide, act on nothing) or OFF. The weakest of mesh, service and route applies.", None,
-        envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards."),
+        envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards.", exact_for=("ENFORCE",)),
     )
     endpoints: list[Endpoint] | None = field(
         "Addresses. Absent: where the URL says.", None, envoy=maps_to("cluster.load_assignment"), min_length=1,
@@ -199,7 +199,7 @@ class MeshBlock(Block):
     trust_domain: Annotated[str, shaped("a SPIFFE trust domain in lower case", r"^[a-z0-9._-]+$", max_length=255)] | None = field("SPIFFE trust domain.", None, later=True)
     mode: Mode = field(
         "ENFORCE, OBSERVE (decide, act on nothing) or OFF. The weakest of mesh, service and route applies.", "ENFORCE",
-        envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards."),
+        envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards.", exact_for=("ENFORCE",)),
     )
     outbound: Outbound = field(
         "ALLOW_ANY: a host of no service is called without policy. REGISTRY_ONLY: it is refused.", "ALLOW_ANY",
@@ -207,7 +207,7 @@ class MeshBlock(Block):
     )
     local_replies: LocalReplies = field(
         "RAISE: outcomes made locally are exceptions. RESPOND: they are the responses that Envoy would give.", "RAISE",
-        envoy=approximates("Envoy always responds", "RAISE has no counterpart; RESPOND is the same."),
+        envoy=approximates("Envoy always responds", "RAISE has no counterpart; RESPOND is the same.", exact_for=("RESPOND",)),
     )
 
 
