@@ -80,9 +80,10 @@ $(VENV)/.installed: constraints.txt pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
-benchmarks/.venv/.installed: benchmarks/requirements.txt pyproject.toml | benchmarks/.venv/bin/python
+BENCHMARKS := benchmarks/overhead/requirements.txt benchmarks/http/requirements.txt
+benchmarks/.venv/.installed: $(BENCHMARKS) pyproject.toml | benchmarks/.venv/bin/python
 	@echo "Installing the libraries that we compare ourselves with into benchmarks/.venv ..."
-	@benchmarks/.venv/bin/python -m pip install -qq -r benchmarks/requirements.txt --editable .
+	@benchmarks/.venv/bin/python -m pip install -qq $(addprefix -r ,$(BENCHMARKS)) --editable .
 	@touch $@
 
 .venv-uv/bin/uv: | .venv-uv/bin/python

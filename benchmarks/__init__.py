@@ -1,0 +1,1 @@
+"""What resilmesh costs, beside other libraries and beside nothing at all. Run with ``make bench``."""

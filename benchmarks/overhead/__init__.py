@@ -1,0 +1,1 @@
+"""The cost of a guarded function, and of importing the library."""
