@@ -1,0 +1,253 @@
+"""Whether the parts of a policy fit together: contradictions, and what this version does not enforce.
+
+``check`` finds these errors and, from ``resilmesh.policy.dangers``, the warnings. The form of each value was
+judged when the policy was loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from resilmesh.policy import codes, dangers
+from resilmesh.policy.blocks import Backoff, CircuitBreaker, Endpoint, Fault, FaultAbort, OutlierDetection, RateLimit, SlidingWindow
+from resilmesh.policy.document import Path
+from resilmesh.policy.fields import Block
+from resilmesh.policy.inbound import Condition, Inbound
+from resilmesh.policy.later import PathRegexRewrite, Rewrite
+from resilmesh.policy.matching import PathMatch, StringMatch
+from resilmesh.policy.regex import compile_regex
+from resilmesh.policy.report import Report
+from resilmesh.policy.resolve import effective
+from resilmesh.units import format_duration
+
+if TYPE_CHECKING:
+    from resilmesh.policy.codes import Diagnostic
+    from resilmesh.policy.load import Loaded
+    from resilmesh.policy.model import Policy, Service
+
+_PORT = re.compile(r":([0-9]{1,5})$", re.ASCII)
+#: Shortest time-based window: it is kept in ten buckets, and a clock's ticks are about a millisecond.
+_SHORTEST_WINDOW = 0.1
+
+
+def check(loaded: Loaded) -> list[Diagnostic]:
+    """Every contradiction and danger of a policy, in the order of the text."""
+    report = Report(loaded)
+    policy = loaded.policy
+    for path, block in _walk(policy, ()):
+        _refuse_unenforced(report, path, block)
+        if (judge := _JUDGES.get(type(block))) is not None:
+            judge(report, path, block)
+    _names(report, [service.name for service in policy.services], "service", ("services",))
+    _hosts(report, policy)
+    for index, service in enumerate(policy.services):
+        _service(report, policy, index, service)
+    dangers.find(report, policy)
+    return report.sorted()
+
+
+def _walk(block: Block, path: Path) -> Iterator[tuple[Path, Block]]:
+    """Every block that was written, with its path."""
+    yield path, block
+    fields = type(block).model_fields
+    for name in block.model_fields_set:
+        key = fields[name].alias or name
+        value: Any = getattr(block, name)
+        if isinstance(value, Block):
+            yield from _walk(value, (*path, key))
+        elif isinstance(value, list | dict):
+            for part, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(item, Block):
+                    yield from _walk(item, (*path, key, part))
+
+
+def _refuse_unenforced(report: Report, path: Path, block: Block) -> None:
+    for name in block.model_fields_set:
+        field = type(block).model_fields[name]
+        if isinstance(field.json_schema_extra, dict) and "x-not-enforced-yet" in field.json_schema_extra and getattr(block, name) is not None:
+            report.add(codes.NOT_ENFORCED, (*path, field.alias or name), f"{field.alias!r} is not enforced yet", at_key=True)
+
+
+# ------------------------------------------------------------------------------------ blocks, each for itself
+
+
+def _one_key(report: Report, path: Path, block: StringMatch | PathMatch | FaultAbort, keys: tuple[str, ...]) -> bool:
+    fields = type(block).model_fields
+    written = [str(fields[key].alias) for key in keys if getattr(block, key) is not None]
+    if len(written) == 1:
+        return True
+    found = "has " + " and ".join(written) if written else "has none"
+    report.add(codes.ONE_KEY, path, f"{path[-1]!r} needs exactly one of {', '.join(str(fields[key].alias) for key in keys)}, and {found}")
+    return False
+
+
+def _regex(report: Report, path: Path, expression: str | None) -> None:
+    if expression is None:
+        return
+    try:
+        compile_regex(expression)
+    except ValueError as error:
+        report.add(codes.BAD_REGEX, path, f"RE2 refuses {expression!r}: {error}")
+
+
+def _string_match(report: Report, path: Path, match: StringMatch) -> None:
+    if _one_key(report, path, match, ("exact", "prefix", "suffix", "regex", "present")):
+        _regex(report, (*path, "regex"), match.regex)
+
+
+def _path_match(report: Report, path: Path, match: PathMatch) -> None:
+    if _one_key(report, path, match, ("exact", "prefix", "regex")):
+        _regex(report, (*path, "regex"), match.regex)
+
+
+def _fault_abort(report: Report, path: Path, abort: FaultAbort) -> None:
+    _one_key(report, path, abort, ("http_status", "grpc_status"))
+
+
+def _fault(report: Report, path: Path, fault: Fault) -> None:
+    if fault.abort is None and fault.delay is None:
+        report.add(codes.NO_FAULT, path, "'fault' has neither 'abort' nor 'delay'")
+
+
+def _backoff(report: Report, path: Path, backoff: Backoff) -> None:
+    if backoff.max is not None and backoff.max < backoff.base:
+        longest, base = format_duration(backoff.max), format_duration(backoff.base)
+        report.add(codes.BACKOFF, (*path, "max"), f"the longest backoff, {longest}, is shorter than its base, {base}")
+
+
+def _sliding_window(report: Report, path: Path, window: SlidingWindow) -> None:
+    if window.type == "COUNT_BASED" and isinstance(window.size, float):
+        report.add(codes.WINDOW, (*path, "size"), "a COUNT_BASED window needs a number of calls as its size", "or write 'type: TIME_BASED'")
+    elif window.type == "TIME_BASED" and isinstance(window.size, int):
+        problem = "needs a duration as its size" if "size" in window.model_fields_set else "has no size"
+        report.add(codes.WINDOW, (*path, "size"), f"a TIME_BASED window {problem}", "such as 'size: 10s'")
+    elif isinstance(window.size, float) and window.size < _SHORTEST_WINDOW:
+        report.add(codes.WINDOW, (*path, "size"), f"a window of {format_duration(window.size)} is too short", "at least 100ms")
+
+
+def _circuit_breaker(report: Report, path: Path, breaker: CircuitBreaker) -> None:
+    if breaker.failure_rate_threshold is None and breaker.slow_call_rate_threshold is None and breaker.consecutive_failures is None:
+        report.add(codes.NO_TRIP, path, "'circuitBreaker' has no condition that opens the circuit")
+    window, minimum = breaker.sliding_window, breaker.minimum_number_of_calls
+    # The default minimum shrinks with the window; one that was written is meant.
+    written = "minimum_number_of_calls" in breaker.model_fields_set
+    if written and window.type == "COUNT_BASED" and isinstance(window.size, int) and minimum > window.size:
+        report.add(
+            codes.UNREACHABLE_MINIMUM, (*path, "minimumNumberOfCalls"), f"a window of {window.size} calls never holds {minimum}",
+        )
+
+
+def _outlier_detection(report: Report, path: Path, outlier: OutlierDetection) -> None:
+    if outlier.consecutive_local_origin_failures is not None and not outlier.split_external_local_origin_errors:
+        report.add(
+            codes.NEEDS_SPLIT_ORIGINS, (*path, "consecutiveLocalOriginFailures"),
+            "'consecutiveLocalOriginFailures' needs 'splitExternalLocalOriginErrors: true'",
+        )
+
+
+def _rate_limit(report: Report, path: Path, limit: RateLimit) -> None:
+    if limit.scope == "ROUTE" and "routes" not in path:
+        report.add(codes.ROUTE_SCOPE, (*path, "scope"), "'scope: ROUTE' stands outside a route")
+
+
+def _endpoint(report: Report, path: Path, endpoint: Endpoint) -> None:
+    _port(report, (*path, "address"), endpoint.address)
+
+
+def _port(report: Report, path: Path, address: str) -> None:
+    if (found := _PORT.search(address)) is not None and not 1 <= int(found[1]) <= 65535:
+        report.add(codes.BAD_PORT, path, f"{address!r}: there is no port {found[1]}")
+
+
+def _rewrite(report: Report, path: Path, rewrite: Rewrite) -> None:
+    if rewrite.path is not None and rewrite.path_regex is not None:
+        report.add(codes.ONE_KEY, path, "'rewrite' has path and pathRegex, and one of them would win")
+
+
+def _path_regex_rewrite(report: Report, path: Path, rewrite: PathRegexRewrite) -> None:
+    _regex(report, (*path, "match"), rewrite.match)
+
+
+def _condition(report: Report, path: Path, condition: Condition) -> None:
+    if condition.values is None and condition.not_values is None:
+        report.add(codes.ONE_KEY, path, f"the condition on {condition.key!r} has neither values nor notValues")
+
+
+def _inbound(report: Report, path: Path, inbound: Inbound) -> None:
+    _names(report, [each.name for each in inbound.authorization or ()], "authorization policy", (*path, "authorization"))
+
+
+_JUDGES: dict[type[Block], Callable[[Report, Path, Any], None]] = {
+    StringMatch: _string_match, PathMatch: _path_match, FaultAbort: _fault_abort, Fault: _fault, Backoff: _backoff,
+    SlidingWindow: _sliding_window, CircuitBreaker: _circuit_breaker, OutlierDetection: _outlier_detection, RateLimit: _rate_limit,
+    Endpoint: _endpoint, Rewrite: _rewrite, PathRegexRewrite: _path_regex_rewrite, Condition: _condition, Inbound: _inbound,
+}
+
+
+# --------------------------------------------------------------------------------------- blocks, together
+
+
+def _names(report: Report, names: list[str], what: str, path: Path, key: str = "name", code: codes.Code = codes.DUPLICATE_NAME) -> None:
+    first: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if first.setdefault(name, index) != index:
+            there = report.line((*path, first[name], key))
+            report.add(code, (*path, index, key), f"{what} {name!r} is there already{there}")
+
+
+def _hosts(report: Report, policy: Policy) -> None:
+    owners: dict[str, tuple[str, Path]] = {}
+    for index, service in enumerate(policy.services):
+        for number, host in enumerate(service.hosts or ()):
+            path: Path = ("services", index, "hosts", number)
+            _port(report, path, host)
+            owner, there = owners.setdefault(host.lower(), (service.name, path))
+            if there != path:
+                report.add(codes.DUPLICATE_HOST, path, f"host {host!r} belongs to service {owner!r} already{report.line(there)}")
+
+
+def _service(report: Report, policy: Policy, index: int, service: Service) -> None:
+    path: Path = ("services", index)
+    inside = f"service {service.name!r}: "
+    _names(report, [route.name for route in service.routes or ()], inside + "route", (*path, "routes"))
+    _names(report, [subset.name for subset in service.subsets or ()], inside + "subset", (*path, "subsets"))
+    addresses = [endpoint.address.lower() for endpoint in service.endpoints or ()]
+    _names(report, addresses, inside + "endpoint", (*path, "endpoints"), "address", codes.DUPLICATE_ENDPOINT)
+    if service.protocol == "GRPC":
+        report.add(codes.GRPC_NOT_ENFORCED, (*path, "protocol"), f"service {service.name!r}: 'protocol: GRPC' is not enforced yet")
+    _splits(report, path, service)
+    _shared_limits(report, policy, index, service)
+
+
+def _splits(report: Report, path: Path, service: Service) -> None:
+    subsets = {subset.name: subset for subset in service.subsets or ()}
+    levels = [(path, service.split), *(((*path, "routes", number), route.split) for number, route in enumerate(service.routes or ()))]
+    for level, split in levels:
+        for number, target in enumerate(split or ()):
+            place = (*level, "split", number, "subset")
+            if (subset := subsets.get(target.subset)) is None:
+                known = f"it has {', '.join(subsets)}" if subsets else "it has no subsets"
+                report.add(codes.UNKNOWN_SUBSET, place, f"service {service.name!r} has no subset {target.subset!r}", known)
+            elif target.weight and not dangers.selects(subset, service):
+                report.add(codes.EMPTY_SHARE, place, f"subset {target.subset!r} has weight {target.weight} and no endpoint")
+        if split and not any(target.weight for target in split):
+            report.add(codes.NO_WEIGHT, (*level, "split"), "the weights of the split add up to 0")
+
+
+def _shared_limits(report: Report, policy: Policy, index: int, service: Service) -> None:
+    """The limits of scope SERVICE in one service are one bucket, wherever they stand."""
+    first: tuple[list[RateLimit], Path] | None = None
+    for number in (None, *range(len(service.routes or ()))):
+        plan = effective(policy, index, number)
+        by_route = plan.owned_by_route("rate_limit")
+        shared = [each for each in plan.rate_limit or () if each.scope == "SERVICE" or (each.scope is None and not by_route)]
+        if not shared:
+            continue
+        bare = [each.model_copy(update={"scope": "SERVICE"}) for each in shared]
+        place = plan.origin["rate_limit"]
+        if first is None:
+            first = bare, place
+        elif bare != first[0]:
+            report.add(codes.TWO_LIMITS, place, f"service {service.name!r} has another limit of scope SERVICE{report.line(first[1])}")
