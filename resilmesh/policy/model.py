@@ -108,7 +108,7 @@ class CallBlocks(Block):
     )
     concurrency: Concurrency | None = field(
         "Bounds the calls in flight.", None,
-        envoy=approximates("cluster.circuit_breakers", "On a route it needs a cluster of its own in Envoy."),
+        envoy=maps_to("cluster.circuit_breakers; a route's are those of a cluster of its own"),
         scope="the level it stands at: a route's own; a service's (or the defaults') for the whole service",
     )
     fault: Fault | None = field("Injects failures for drills.", None, envoy=maps_to("envoy.filters.http.fault"))

@@ -1,0 +1,102 @@
+"""``resilmesh export envoy FILE``: the policy as the bootstrap of a real Envoy.
+
+Differences between library and Envoy go to stderr as ``file:line: block: fidelity: message``.
+Exit status: 0 fine, 1 the policy is wrong or ``--strict`` found a difference, 2 wrong words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resilmesh.envoy.notes import Note
+    from resilmesh.policy.load import Loaded
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Describe the verb's words."""
+    parser.add_argument("target", choices=["envoy"], help="what to translate for")
+    parser.add_argument("file", metavar="FILE", help="the policy")
+    parser.add_argument(
+        "--listen", type=_address, default="127.0.0.1:15001", metavar="HOST:PORT", help="where Envoy takes calls (%(default)s)",
+    )
+    parser.add_argument(
+        "--admin", type=_address, default="127.0.0.1:15000", metavar="HOST:PORT", help="Envoy's admin interface (%(default)s)",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="write there, not to stdout; .json as JSON, anything else as YAML")
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument("--strict", action="store_true", help="refuse a policy of which Envoy does anything otherwise than the library")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Translate one file."""
+    from resilmesh.envoy.translate import translate
+    from resilmesh.errors import PolicyError
+    from resilmesh.policy.check import check
+    from resilmesh.policy.load import load_file
+
+    try:
+        loaded = load_file(options.file)
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    found = check(loaded)
+    for diagnostic in found:
+        print(diagnostic, file=sys.stderr)
+    if any(diagnostic.severity == "error" for diagnostic in found):
+        return 1
+    translation = translate(loaded.policy, listen=options.listen, admin=options.admin)
+    _show(translation.notes, loaded)
+    if options.strict and translation.notes:
+        print(f"{loaded.source}: refused: {len(translation.notes)} differences, and --strict allows none", file=sys.stderr)
+        return 1
+    text = _json(translation.bootstrap) if _wants_json(options) else _yaml(translation.bootstrap)
+    if options.output is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        Path(options.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        print(f"cannot write {options.output}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def _show(notes: Sequence[Note], loaded: Loaded) -> None:
+    places = sorted((loaded.places.line_column(note.path)[0], number) for number, note in enumerate(notes))
+    for line, number in places:
+        note = notes[number]
+        print(f"{loaded.source}:{line}: {note.block}: {note.fidelity}: {note.message}", file=sys.stderr)
+
+
+def _wants_json(options: argparse.Namespace) -> bool:
+    return options.json or Path(options.output or "").suffix == ".json"
+
+
+def _json(bootstrap: dict[str, Any]) -> str:
+    return json.dumps(bootstrap, indent=2) + "\n"
+
+
+def _yaml(bootstrap: dict[str, Any]) -> str:
+    import yaml
+
+    class Plain(yaml.SafeDumper):
+        """Writes what is used twice twice: an alias is harder to read than the few lines it saves."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(bootstrap, Dumper=Plain, sort_keys=False, width=120)

@@ -1,0 +1,116 @@
+"""What of a policy Envoy does only approximately, or not at all.
+
+Read from the model's own mappings (``x-envoy``), so that this list, the reference page and the comparison's report
+cannot disagree. A few differences lie in a combination of fields rather than in one; they stand at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from resilmesh.envoy.clusters import is_address
+from resilmesh.policy.fields import Block
+from resilmesh.policy.resolve import Path, effective
+
+if TYPE_CHECKING:
+    from resilmesh.policy.model import Policy, Service
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One difference. ``path`` is the place in the policy, ``block`` the same in words, such as ``retries.retryAfter``."""
+
+    path: Path
+    block: str
+    fidelity: Literal["approximate", "library-only"]
+    message: str
+
+
+def notes_on(policy: Policy) -> list[Note]:
+    """Every difference that this policy will meet, in the order of the file."""
+    found = [*_in_block(policy.mesh, ("mesh",)), *_in_block(policy.defaults, ("defaults",))]
+    for index, service in enumerate(policy.services):
+        path: Path = ("services", index)
+        if not service.hosts:
+            message = f"{service.name} has no hosts: it is reachable by name only, so Envoy never sees it"
+            found.append(Note(path, "hosts", "library-only", message))
+            continue
+        found += _in_block(service, path)
+        found += _in_combination(policy, index, service)
+    # Routes that inherit a block would each report it.
+    return list(dict.fromkeys(found))
+
+
+def _in_block(block: Block, path: Path, *, written_only: bool = False) -> Iterator[Note]:
+    """Differences of the fields that are written, and of blocks that are in force without being written."""
+    for name, info in type(block).model_fields.items():
+        value = getattr(block, name)
+        if value is None or (name not in block.model_fields_set and (written_only or not isinstance(value, Block))):
+            continue
+        where = (*path, info.alias or name)
+        metadata: Any = info.json_schema_extra
+        envoy = metadata["x-envoy"]
+        differs = envoy["fidelity"] in ("approximate", "library-only") and value not in envoy.get("exact_for", ())
+        if metadata.get("x-not-enforced-yet"):
+            yield Note(where, _words(where), "library-only", "not enforced by this version, and not exported")
+        elif differs:
+            yield Note(where, _words(where), envoy["fidelity"], envoy["difference"])
+        # Below what Envoy does not have, there is nothing more to say; below an approximation, only what is written.
+        if not differs or envoy["fidelity"] == "approximate":
+            yield from _below(value, where, written_only=differs)
+
+
+def _below(value: Any, path: Path, *, written_only: bool) -> Iterator[Note]:
+    if isinstance(value, Block):
+        yield from _in_block(value, path, written_only=written_only)
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _below(each, (*path, index), written_only=written_only)
+
+
+def _words(path: Path) -> str:
+    """``("services", 0, "routes", 1, "retries", "retryAfter")`` is ``retries.retryAfter``."""
+    start = 2 * sum(level in path for level in ("services", "routes"))
+    names = path[start:] if start else path[1:]
+    return ".".join(part if isinstance(part, str) else f"[{part}]" for part in names).replace(".[", "[")
+
+
+def _in_combination(policy: Policy, index: int, service: Service) -> Iterator[Note]:
+    path: Path = ("services", index)
+    if service.endpoints is None:
+        yield Note(
+            path, "endpoints", "approximate",
+            "without endpoints Envoy calls the request's own host in plain HTTP, on port 80 unless the Host header names one",
+        )
+    for number, endpoint in enumerate(service.endpoints or ()):
+        if not is_address(endpoint):
+            yield Note(
+                (*path, "endpoints", number, "address"), "endpoints.address", "approximate",
+                "a DNS name: to Envoy each of its addresses is an endpoint, to the library they are one",
+            )
+    for number in (*range(len(service.routes or ())), None):
+        yield from _of_route(policy, index, number)
+
+
+def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
+    blocks = effective(policy, index, route)
+    if blocks.mode != "ENFORCE":
+        return
+    if blocks.rate_limit is not None and len(blocks.rate_limit) > 1:
+        yield Note(
+            blocks.origin["rate_limit"], "rateLimit", "approximate",
+            "when a later limit of the list refuses, Envoy has spent the tokens of the earlier ones; the library puts them back",
+        )
+    if blocks.owned_by_route("concurrency") and (blocks.outlier_detection or blocks.retry_budget):
+        yield Note(
+            blocks.origin["concurrency"], "concurrency", "approximate",
+            "the route has a cluster of its own in Envoy, so its ejections and its retry budget are counted apart from the service's",
+        )
+    outlier = blocks.outlier_detection
+    if outlier is not None and outlier.max_ejection_percent % 1:
+        yield Note(
+            (*blocks.origin["outlier_detection"], "maxEjectionPercent"), "outlierDetection.maxEjectionPercent", "approximate",
+            f"Envoy takes whole percents: {int(outlier.max_ejection_percent)}",
+        )
