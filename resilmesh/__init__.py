@@ -1,0 +1,83 @@
+"""A service mesh's traffic policy inside the Python process.
+
+    mesh = resilmesh.Mesh.from_file("policy.yaml")
+    client = httpx.Client(transport=resilmesh.http.Transport(mesh))     # or resilmesh.wrap(client, mesh)
+
+    @mesh.guard("ledger")
+    def book(entry): ...
+
+Importing this package imports no client library, no pydantic and no wrapt; each comes when it is first needed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from resilmesh.drive.context import within as deadline
+from resilmesh.engine.events import Event
+from resilmesh.errors import (
+    CallError,
+    CircuitOpen,
+    ConcurrencyExceeded,
+    DeadlineExceeded,
+    Forbidden,
+    InjectedFault,
+    NoHealthyEndpoint,
+    PolicyError,
+    RateLimited,
+    Rejected,
+    ResilmeshError,
+    UnknownService,
+)
+from resilmesh.mesh import Mesh, attempts, configure, guard
+
+if TYPE_CHECKING:
+    from resilmesh import http, testing
+    from resilmesh.http.wrap import wrap
+
+__all__ = [
+    "CallError",
+    "CircuitOpen",
+    "ConcurrencyExceeded",
+    "DeadlineExceeded",
+    "Event",
+    "Forbidden",
+    "InjectedFault",
+    "Mesh",
+    "NoHealthyEndpoint",
+    "PolicyError",
+    "RateLimited",
+    "Rejected",
+    "ResilmeshError",
+    "UnknownService",
+    "attempts",
+    "configure",
+    "deadline",
+    "guard",
+    "http",
+    "testing",
+    "wrap",
+]
+
+#: Imported when first asked for: module, attribute (None: the module itself).
+_LAZY: dict[str, tuple[str, str | None]] = {
+    "http": ("resilmesh.http", None),
+    "testing": ("resilmesh.testing", None),
+    "wrap": ("resilmesh.http.wrap", "wrap"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    found = import_module(module)
+    if attribute is not None:
+        found = getattr(found, attribute)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -118,6 +118,6 @@ class InjectedFault(CallError):
 
     reply = (503, "fault filter abort", "FI", "fault_filter_abort")
 
-    def __init__(self, message: str, *, status: int = 503, **facts: object) -> None:
-        super().__init__(message, **facts)  # type: ignore[arg-type]  # forwards CallError's own keywords
-        self.status = status
+    #: HTTP status of the abort, and its gRPC status where the policy names one.
+    status: int = 503
+    grpc_status: int | None = None

@@ -177,6 +177,12 @@ NEEDS_SPLIT_ORIGINS = _code(
     "Add it, or remove the count.",
 )
 
+GUARDED_MISSING = _code(
+    "RM218", "A guarded service is missing",
+    "A function of the running program is guarded under this name, and the new policy does not have it. The policy in force stays.",
+    "Keep the service; `mode: \"OFF\"` takes its policy away.",
+)
+
 # ------------------------------------------------------------------------------- RM3xx: not enforced yet
 
 NOT_ENFORCED = _code(

@@ -1,0 +1,47 @@
+"""The awaiting loop: performs the steps of a call in this task, under asyncio or trio."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from resilmesh.clock import Clock
+from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
+from resilmesh.engine.verdict import Answer
+
+
+class AsyncExchange(Protocol):
+    """What an adapter lends to the loop: how one attempt is made."""
+
+    async def send(self, call: Call) -> Answer:
+        """Make the attempt and classify its outcome. Raises nothing but what must end the call (BaseException)."""
+
+    async def set_aside(self) -> None:
+        """Before a backoff: keep what may still have to be returned, and free what the attempt holds."""
+
+
+async def run(call: Call, exchange: AsyncExchange, clock: Clock) -> Step:
+    """Run a call to RETURN or RAISE. Whatever is raised in between abandons it."""
+    return await proceed(call, call.start(clock.monotonic()), exchange, clock)
+
+
+async def proceed(call: Call, step: Step, exchange: AsyncExchange, clock: Clock) -> Step:
+    """Go on from ``step``."""
+    try:
+        while True:
+            if step is SEND:
+                answer = await exchange.send(call)
+                step = call.answered(clock.monotonic(), call.number, answer)
+                if step is SLEEP:
+                    await exchange.set_aside()
+            elif step is RETURN or step is RAISE:
+                return step
+            else:
+                remaining = call.wake_at - clock.monotonic()
+                if step is WAIT:
+                    await clock.wait_async(call.lend, max(0.0, remaining))
+                elif remaining > 0:
+                    await clock.sleep_async(remaining)
+                step = call.woke(clock.monotonic())
+    except BaseException:
+        call.abandon(clock.monotonic())
+        raise

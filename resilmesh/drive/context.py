@@ -1,0 +1,32 @@
+"""The deadline that a call inherits: whoever is called within a call gets no more time than is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from resilmesh.clock import SYSTEM, Clock
+from resilmesh.engine.plan import INFINITY
+
+#: Absolute, in seconds of the monotonic clock; ``inf``: none.
+DEADLINE: ContextVar[float] = ContextVar("resilmesh.deadline", default=INFINITY)
+
+
+def deadline() -> float:
+    """The absolute deadline of the calls made here, in monotonic seconds; ``inf`` when there is none."""
+    return DEADLINE.get()
+
+
+@contextmanager
+def within(seconds: float, clock: Clock = SYSTEM) -> Iterator[float]:
+    """Give everything that is called in this block ``seconds`` at most; an outer deadline that is sooner stays.
+
+    Gives the absolute deadline. Works in sync code and in async code, and for every mesh of the process.
+    """
+    until = min(DEADLINE.get(), clock.monotonic() + seconds)
+    token = DEADLINE.set(until)
+    try:
+        yield until
+    finally:
+        DEADLINE.reset(token)

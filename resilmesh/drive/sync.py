@@ -1,0 +1,47 @@
+"""The blocking loop: performs the steps of a call on this thread."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from resilmesh.clock import Clock
+from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
+from resilmesh.engine.verdict import Answer
+
+
+class Exchange(Protocol):
+    """What an adapter lends to the loop: how one attempt is made."""
+
+    def send(self, call: Call) -> Answer:
+        """Make the attempt and classify its outcome. Raises nothing but what must end the call (BaseException)."""
+
+    def set_aside(self) -> None:
+        """Before a backoff: keep what may still have to be returned, and free what the attempt holds."""
+
+
+def run(call: Call, exchange: Exchange, clock: Clock) -> Step:
+    """Run a call to RETURN or RAISE. Whatever is raised in between abandons it."""
+    return proceed(call, call.start(clock.monotonic()), exchange, clock)
+
+
+def proceed(call: Call, step: Step, exchange: Exchange, clock: Clock) -> Step:
+    """Go on from ``step``."""
+    try:
+        while True:
+            if step is SEND:
+                answer = exchange.send(call)
+                step = call.answered(clock.monotonic(), call.number, answer)
+                if step is SLEEP:
+                    exchange.set_aside()
+            elif step is RETURN or step is RAISE:
+                return step
+            else:
+                remaining = call.wake_at - clock.monotonic()
+                if step is WAIT:
+                    clock.wait(call.lend, max(0.0, remaining))
+                elif remaining > 0:
+                    clock.sleep(remaining)
+                step = call.woke(clock.monotonic())
+    except BaseException:
+        call.abandon(clock.monotonic())
+        raise

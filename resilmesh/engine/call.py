@@ -1,0 +1,639 @@
+"""START HERE. One call as the user sees it, from the first decision to the last: a step machine without I/O.
+
+A ``Call`` never blocks, reads no clock and does no I/O. A driver performs what it says and tells it what
+happened, so that the meaning of a policy is written once and is the same for sync, asyncio and trio, for
+httpx, gRPC and a plain function, and for a simulator on virtual time.
+
+    step    the driver                                            and then says
+    SEND    performs attempt ``number`` (to ``endpoint``)         ``answered(now, number, answer)``
+    SLEEP   waits until ``wake_at``                               ``woke(now)``
+    WAIT    lends a waker, waits for it or until ``wake_at``      ``woke(now)``
+    RETURN  gives the user the last outcome as it is              ``ended(now, number, verdict)`` if a body follows
+    RAISE   raises ``error``                                      nothing
+
+and, whenever the caller is gone, ``abandon(now)``: at any time, from any thread, more than once.
+
+    phase      event               next
+    NEW        start               DELAYED | QUEUED | FLYING | OVER
+    DELAYED    woke                QUEUED | FLYING | OVER              an injected delay of call scope
+    QUEUED     woke                QUEUED | FLYING | OVER              waiting for a slot
+    PAUSED     woke                FLYING                              an injected delay of attempt scope
+    FLYING     answered            BACKOFF | COMMITTED | OVER
+    BACKOFF    woke                FLYING | PAUSED | OVER
+    COMMITTED  ended               OVER                                the body flows; no retry any more
+    any        abandon             OVER
+
+**The order is fixed**, and it is the order of the lines below: ``start`` and ``_admit`` are the call level,
+``_attempt`` is the attempt level. Each line says why it is above the next.
+
+Rules for editors: the path of a successful call takes no lock, allocates nothing but the call, and stays
+inside ``start``, ``_admit``, ``_attempt``, ``answered`` and ``_finish``. No lock of the state is ever held while
+something is called out to. Everything that a call holds is given back in ``_release`` and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from resilmesh.engine.backoff import backoff, come_back
+from resilmesh.engine.plan import INFINITY, Plan
+from resilmesh.engine.verdict import Answer, Verdict
+from resilmesh.errors import (
+    CallError,
+    CircuitOpen,
+    ConcurrencyExceeded,
+    DeadlineExceeded,
+    InjectedFault,
+    NoHealthyEndpoint,
+    RateLimited,
+    Rejected,
+)
+from resilmesh.units import format_duration
+
+if TYPE_CHECKING:
+    from resilmesh.state.balance import Balancer
+    from resilmesh.state.breaker import Permit
+    from resilmesh.state.concurrency import Concurrency, Ticket, Waker
+    from resilmesh.state.outlier import Endpoint
+
+Step = Literal["SEND", "SLEEP", "WAIT", "RETURN", "RAISE"]
+SEND: Final = "SEND"
+SLEEP: Final = "SLEEP"
+WAIT: Final = "WAIT"
+RETURN: Final = "RETURN"
+RAISE: Final = "RAISE"
+
+#: An event loop's timer may be this much early by the mesh's clock: asyncio rounds to its clock's resolution.
+_EARLY: Final = 0.001
+
+_NEW, _DELAYED, _QUEUED, _PAUSED, _FLYING, _BACKOFF, _COMMITTED, _OVER = range(8)
+
+_SUCCESS, _FAILURE, _UNSENT = Verdict.SUCCESS, Verdict.FAILURE, Verdict.UNSENT
+_THROTTLED, _IGNORED = Verdict.THROTTLED, Verdict.IGNORED
+
+
+class _Process:
+    """Counts forks: what a call took before a fork belongs to the parent, which will give it back."""
+
+    generation = 0
+
+
+def forked() -> None:
+    """A child calls this first of all: calls that began before are not its own."""
+    _Process.generation += 1
+
+
+class Call:
+    """One logical call. ``deadline`` is an outer, absolute deadline (monotonic seconds) that caps the plan's own.
+
+    ``idempotent``: an attempt that may have reached the service may be repeated. ``replayable``: what is to be
+    sent can be sent again.
+    """
+
+    __slots__ = (
+        "_answer", "_balancer", "_began", "_born", "_gate", "_outer", "_permit", "_phase", "_sent_at", "_serial", "_ticket", "_to_headers",
+        "_tried",
+        "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "number", "plan", "replayable", "wake_at",
+    )
+
+    def __init__(self, plan: Plan, idempotent: bool = False, replayable: bool = True, deadline: float = INFINITY) -> None:
+        self.plan = plan
+        self.idempotent = idempotent
+        self.replayable = replayable
+        #: Absolute end of the call, its body included; ``inf`` when there is none.
+        self.deadline = self._outer = deadline
+        #: The attempt that is being sent, from 1.
+        self.number = 0
+        #: Where to send it; ``None``: where the URL says.
+        self.endpoint: Endpoint | None = None
+        #: Status that an injected fault answers this attempt with; the driver then sends nothing.
+        self.injected: int | None = None
+        #: Why, after RAISE; and after RETURN what to raise if the driver did not keep the last outcome.
+        self.error: CallError | None = None
+        self._gate: Concurrency | None = None
+        self._phase = _NEW
+
+    # Set when first needed, before anything reads them.
+    headers_by: float  #: absolute time by which the attempt must have its response headers
+    wake_at: float  #: absolute time of the next ``woke``, after SLEEP and WAIT
+    _answer: Answer
+    _balancer: Balancer | None
+    _began: float
+    _born: int
+    _permit: Permit | None
+    _sent_at: float
+    _serial: int
+    _ticket: Ticket
+    _to_headers: float
+    _tried: list[Endpoint]
+
+    # ---------------------------------------------------------------------------------------- call level
+
+    def start(self, now: float) -> Step:
+        """Begin. Mode comes first of all: OFF has no plan, and OBSERVE must touch nothing."""
+        plan = self.plan
+        hub = plan.hub
+        if hub.orphans:
+            hub.drain(now)
+        plan.stats.started += 1
+        self._born = _Process.generation
+        self._began = now
+        if hub.observers:
+            self._serial = next(hub.serial)
+            self._tell(now, "call_started")
+        if plan.plain:
+            return self._admit(now)
+        if plan.mode == "OBSERVE":
+            return self._observe(now)
+        return self._inject(now)
+
+    def _inject(self, now: float) -> Step:
+        """A fault of call scope is above the deadline: a drill's delay must not eat the route's timeout (Envoy)."""
+        assert self.plan.fault is not None
+        fault, rng = self.plan.fault[0], self.plan.rng
+        delay = fault.draw_delay(rng)
+        if delay:
+            self._count_fault(now, "delay", scope="CALL", delay=delay)
+            # Nothing may outlast what the caller was given by its own caller.
+            self.wake_at = min(now + delay, self._outer)
+            self._phase = _DELAYED
+            return SLEEP
+        return self._abort_or_admit(now)
+
+    def _abort_or_admit(self, now: float) -> Step:
+        assert self.plan.fault is not None
+        fault = self.plan.fault[0]
+        if fault.draw_abort(self.plan.rng):
+            status = fault.abort_status or 200
+            self._count_fault(now, "abort", scope="CALL", status=status)
+            error = self._error(InjectedFault, f"the policy's fault aborted this call with status {status}")
+            assert isinstance(error, InjectedFault)
+            error.status, error.grpc_status = status, fault.abort_grpc
+            return self._raise(now, error, counted=_IGNORED_CALL)
+        return self._admit(now)
+
+    def _admit(self, now: float) -> Step:
+        plan = self.plan
+        # The deadline is above all other waiting, so that the waiting counts.
+        timeout = plan.timeout
+        if timeout is not None:
+            own = now + timeout
+            if own < self.deadline:
+                self.deadline = own
+        if self._outer <= now:
+            return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL)
+        # The budget takes its deposit once per call, whatever becomes of it: it measures the traffic that is offered.
+        budget = plan.budget
+        if budget is not None:
+            budget.deposit(now)
+        # The rate limit is above concurrency: a throttled caller must not hold a slot.
+        limit = plan.limit
+        if limit is not None and not limit.take(now):
+            return self._reject(now, RateLimited, "the rate limit has no token left", limit.retry_after(now))
+        # Concurrency is above the split and the attempts: one call, one slot, held until its body ends.
+        gate = plan.concurrency
+        if gate is not None:
+            if not gate.enter():
+                return self._queue(now, gate)
+            self._gate = gate
+        return self._route(now)
+
+    def _queue(self, now: float, gate: Concurrency) -> Step:
+        ticket = gate.wait()
+        if ticket is None:
+            return self._reject(now, ConcurrencyExceeded, f"{gate.limit} calls are in flight and the queue is full", None)
+        self._ticket = ticket
+        self._phase = _QUEUED
+        wait = self.plan.max_pending_wait
+        self.wake_at = self.deadline if wait is None else min(self.deadline, now + wait)
+        self._tell(now, "call_queued")
+        return self._leave_queue(now)
+
+    def _leave_queue(self, now: float) -> Step:
+        gate = self.plan.concurrency
+        assert gate is not None
+        if gate.claim(self._ticket):
+            self._gate = gate
+            return self._route(now)
+        if now < self.wake_at:
+            return WAIT
+        gate.give_up(self._ticket)
+        if now >= self.deadline:
+            return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL if self.deadline >= self._outer else "deadline")
+        return self._reject(now, ConcurrencyExceeded, "no slot became free within maxPendingWait", None)
+
+    def lend(self, waker: Waker) -> None:
+        """After WAIT: have ``waker`` called, once, from any thread, when ``woke`` is worth calling."""
+        assert self.plan.concurrency is not None
+        self.plan.concurrency.lend(self._ticket, waker)
+
+    def _route(self, now: float) -> Step:
+        """The split is once per call, above the attempts: a retry stays in the subset its call was sent to."""
+        plan = self.plan
+        self._balancer = plan.balancer if plan.split is None else plan.split.choose(plan.rng.random())
+        return self._attempt(now)
+
+    # ------------------------------------------------------------------------------------- attempt level
+
+    def _attempt(self, now: float) -> Step:
+        plan = self.plan
+        # The circuit is asked for each attempt, because each attempt is judged.
+        breaker, permit = plan.breaker, None
+        if breaker is not None:
+            permit = breaker.permit
+            if permit is None:
+                permit = breaker.acquire(now, min(plan.per_try, self.deadline - now))
+                if permit is None:
+                    return self._refused(now, CircuitOpen, "the circuit is open", breaker.retry_after(now))
+            self._permit = permit
+        # The endpoint is below the circuit: an attempt that is not made must not move the balancer on.
+        balancer = self._balancer
+        if balancer is not None:
+            endpoint = balancer.pick(now, self._tried if self.number else ())
+            if endpoint is None:
+                if breaker is not None and permit is not None:
+                    breaker.release(permit)
+                return self._refused(now, NoHealthyEndpoint, "no healthy endpoint", None)
+            endpoint.in_flight += 1
+            endpoint.requests += 1
+            self.endpoint = endpoint
+        self.number += 1
+        self._sent_at = now
+        self._phase = _FLYING
+        # The attempt's own fault is below the circuit and the endpoint, so that a drill exercises both.
+        if plan.fault is not None and plan.fault[1] == "ATTEMPT" and plan.mode == "ENFORCE":
+            return self._inject_attempt(now)
+        # The time of one try is the innermost: it ends at the headers, and never outlasts the call.
+        by = now + plan.per_try
+        self.headers_by = by if by < self.deadline else self.deadline
+        if plan.hub.observers:
+            self._tell(now, "attempt_started", endpoint=self.endpoint.address if self.endpoint else None)
+        return SEND
+
+    def _inject_attempt(self, now: float) -> Step:
+        assert self.plan.fault is not None
+        fault, rng = self.plan.fault[0], self.plan.rng
+        delay = fault.draw_delay(rng)
+        by = now + self.plan.per_try
+        self.headers_by = by if by < self.deadline else self.deadline
+        self.injected = None
+        if fault.draw_abort(rng):
+            self.injected = fault.abort_status or 200
+            self._count_fault(now, "abort", scope="ATTEMPT", status=self.injected)
+        self._tell(now, "attempt_started", endpoint=self.endpoint.address if self.endpoint else None)
+        if delay:
+            self._count_fault(now, "delay", scope="ATTEMPT", delay=delay)
+            self.wake_at = min(now + delay, self.headers_by)
+            self._phase = _PAUSED
+            return SLEEP
+        return SEND
+
+    def woke(self, now: float) -> Step:
+        """``wake_at`` has come, or the waker was called. A wake too early is answered with the same step again."""
+        phase = self._phase
+        if phase == _QUEUED:
+            return self._leave_queue(now)
+        if phase == _OVER:
+            return RAISE
+        if now < self.wake_at:
+            return SLEEP
+        if phase == _BACKOFF:
+            if now >= self.deadline:
+                return self._give_last(now)
+            self.plan.stats.retries += 1
+            return self._attempt(now)
+        if phase == _PAUSED:
+            self._phase = _FLYING
+            if now >= self.headers_by:
+                return self.answered(now, self.number, _TIMED_OUT)
+            return SEND
+        return self._abort_or_admit(now)
+
+    # ------------------------------------------------------------------------------------------ answers
+
+    def answered(self, now: float, number: int, answer: Answer) -> Step:
+        """Attempt ``number`` gave its headers or its result, or failed."""
+        if number != self.number or self._phase != _FLYING or self._born != _Process.generation:
+            return RETURN  # abandoned meanwhile, or begun before a fork
+        plan = self.plan
+        if answer.verdict is not _SUCCESS or answer.words or not plan.quick or plan.hub.observers:
+            return self._judge(now, answer)
+        if answer.complete:
+            # Inlined from _succeeded and _finish: this is the end of nearly every function call.
+            self._phase = _OVER
+            breaker = plan.breaker
+            if breaker is not None:
+                breaker.success(self._permit, now, now - self._sent_at)  # type: ignore[arg-type]  # set in _attempt
+            endpoint = self.endpoint
+            if endpoint is not None:
+                endpoint.in_flight -= 1
+                if endpoint.server_errors or endpoint.gateway_failures or endpoint.local_failures:
+                    self._balancer.detector.success(endpoint)  # type: ignore[union-attr]  # an endpoint came from it
+            gate = self._gate
+            if gate is not None:
+                gate.leave()
+            plan.stats.success(now - self._began)
+            return RETURN
+        self._phase = _COMMITTED
+        self._answer = answer
+        self._commit(now)
+        return RETURN
+
+    def _commit(self, now: float) -> None:
+        """Headers of a success have reached the user. A probe succeeds here; the rest is judged when the body ends."""
+        self._to_headers = now - self._sent_at
+        breaker = self.plan.breaker
+        if breaker is not None:
+            permit = self._permit
+            if permit is not None and permit is not breaker.permit:
+                self._permit = None
+                breaker.success(permit, now, self._to_headers)
+
+    def _judge(self, now: float, answer: Answer) -> Step:
+        """Anything but an unobserved success."""
+        plan, verdict = self.plan, answer.verdict
+        self._tell(now, "attempt_ended", verdict=verdict.value, status=answer.status)
+        at_limit = answer.timed_out and now >= self.headers_by - _EARLY
+        if at_limit and self.headers_by >= self.deadline >= self._outer:
+            # The caller's own caller had no more time: that says nothing about this service.
+            verdict = _IGNORED
+        if verdict is not _SUCCESS:
+            plan.stats.count(plan.stats.verdicts, verdict.value)
+        self._answer = answer
+        if plan.mode == "OBSERVE":
+            return self._observed(now, answer, verdict)
+        again = verdict is not _IGNORED and self._wants_retry(answer)
+        if verdict is not _SUCCESS or answer.complete or again:
+            self._tell_state(now, verdict, answer, now - self._sent_at)
+        if again and self._may_retry(now, answer):
+            return SLEEP
+        if at_limit and self.headers_by >= self.deadline:
+            return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL if verdict is _IGNORED else "deadline")
+        if at_limit:
+            return self._raise(now, self._per_try_error(), counted="deadline")
+        if answer.complete:
+            self._finish(now, verdict)
+            return RETURN
+        self._phase = _COMMITTED
+        if verdict is _SUCCESS:
+            self._commit(now)
+        return RETURN
+
+    def _tell_state(self, now: float, verdict: Verdict, answer: Answer, seconds: float) -> None:
+        """Breaker and outlier detection learn what the attempt turned out to be, once."""
+        breaker, endpoint = self.plan.breaker, self.endpoint
+        if breaker is not None and self._permit is not None:
+            permit, self._permit = self._permit, None
+            if verdict is _SUCCESS:
+                breaker.success(permit, now, seconds)
+            elif verdict is _THROTTLED:
+                breaker.throttled(permit, now, seconds)
+            elif verdict is _IGNORED:
+                breaker.release(permit)
+            else:
+                breaker.failure(permit, now, seconds)
+        if endpoint is not None and self._balancer is not None and not answer.injected:
+            if verdict is _SUCCESS:
+                self._balancer.detector.success(endpoint)
+            elif verdict is _FAILURE or verdict is _UNSENT:
+                # Envoy counts its own time-outs as 504 and resets as 503: both are gateway failures, as status 0 is.
+                self._balancer.detector.failure(endpoint, now, status=answer.status, local_origin=answer.local_origin)
+            elif verdict is _THROTTLED:
+                self._balancer.detector.success(endpoint)
+
+    # ---------------------------------------------------------------------------------------- retrying
+
+    def _wants_retry(self, answer: Answer) -> bool:
+        """Whether the policy would have this attempt repeated, and it can be."""
+        retries = self.plan.retries
+        if retries is None or self.number > retries.max_retries:
+            return False
+        if not (answer.words & retries.words or answer.status in retries.statuses):
+            return False
+        # What may have reached the service is repeated only if that is harmless.
+        return self.replayable and (self.idempotent or answer.verdict is _UNSENT)
+
+    def _may_retry(self, now: float, answer: Answer) -> bool:
+        """Whether there is leave to try again, asked while the last response is still open; sets up the backoff if so."""
+        plan = self.plan
+        delay = self._delay(answer)
+        if now + delay >= self.deadline:
+            return self._retry_refused(now, "deadline")
+        if plan.breaker is not None and not plan.breaker.admits(now + delay):
+            return self._retry_refused(now, "circuit")
+        # The budget comes last: what another reason refuses must not cost a retry.
+        if plan.budget is not None and not plan.budget.withdraw(now):
+            return self._retry_refused(now, "budget")
+        self._leave_endpoint(tried=True)
+        self._phase = _BACKOFF
+        self.wake_at = now + delay
+        self._tell(now, "backoff", seconds=delay)
+        return True
+
+    def _delay(self, answer: Answer) -> float:
+        retries = self.plan.retries
+        assert retries is not None
+        draw = self.plan.rng.random()
+        if answer.retry_after is not None and retries.retry_after_max is not None and answer.retry_after <= retries.retry_after_max:
+            return come_back(answer.retry_after, draw)
+        return backoff(self.number, retries.base, retries.longest, draw)
+
+    def _retry_refused(self, now: float, reason: str) -> bool:
+        self.plan.stats.count(self.plan.stats.retries_refused, reason)
+        self._tell(now, "retry_refused", reason=reason)
+        return False
+
+    def _refused(self, now: float, kind: type[Rejected], why: str, retry_after: float | None) -> Step:
+        """An attempt is not let through: the first rejects the call, a later one returns the last outcome as it is."""
+        if self.number == 0:
+            return self._reject(now, kind, why, retry_after)
+        self._retry_refused(now, "circuit" if kind is CircuitOpen else "endpoint")
+        # Should the driver not have kept the last outcome, this is the next best thing to say.
+        self.error = self._error(kind, why, retry_after)
+        return self._give_last(now)
+
+    def _give_last(self, now: float) -> Step:
+        self._finish(now, self._answer.verdict)
+        return RETURN
+
+    # ------------------------------------------------------------------------------------------- endings
+
+    def ended(self, now: float, number: int, verdict: Verdict) -> None:
+        """The body of a committed answer ended: SUCCESS, FAILURE (it broke), or IGNORED (nobody's fault)."""
+        if self._phase != _COMMITTED or number != self.number or self._born != _Process.generation:
+            return
+        answer = self._answer
+        if answer.verdict is _SUCCESS and self.plan.mode != "OBSERVE":
+            if verdict is not _SUCCESS and verdict is not _IGNORED:
+                self.plan.stats.count(self.plan.stats.verdicts, verdict.value)
+                answer = _BROKEN_BODY
+            # A slow call is one whose headers were slow: how long a body flows is the caller's business too.
+            self._tell_state(now, verdict, answer, self._to_headers)
+        elif answer.verdict is not _SUCCESS:
+            verdict = answer.verdict  # judged at its headers
+        self._finish(now, verdict)
+
+    def abandon(self, now: float) -> None:
+        """The caller is gone: give everything back. Never raises, never blocks, idempotent, any thread."""
+        phase = self._phase
+        self._phase = _OVER
+        if phase in (_NEW, _OVER) or self._born != _Process.generation:
+            return
+        self.error = CallError("the call was abandoned", service=self.plan.service, route=self.plan.route, attempts=self.number)
+        if phase == _QUEUED and self.plan.concurrency is not None:
+            self.plan.concurrency.give_up(self._ticket)
+        self._release(phase)
+        self.plan.stats.abandoned += 1
+        self._tell(now, "call_abandoned")
+
+    def orphan(self) -> None:
+        """From a finalizer, which may run inside a lock's holder: only note it; the next call of the mesh cleans up."""
+        self.plan.hub.orphans.append(self)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is held any more."""
+        return self._phase == _OVER
+
+    def _finish(self, now: float, verdict: Verdict) -> None:
+        phase = self._phase
+        self._phase = _OVER
+        if phase == _OVER:
+            return
+        self._release(phase)
+        seconds = now - self._began
+        stats = self.plan.stats
+        if verdict is _SUCCESS:
+            stats.success(seconds)
+        elif verdict is _IGNORED:
+            stats.ignored += 1
+        else:
+            stats.failure(seconds)
+        self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
+
+    def _release(self, phase: int) -> None:
+        """Give back what the call holds: permit, endpoint, slot. The one place for it."""
+        if phase in (_FLYING, _PAUSED, _COMMITTED):
+            breaker = self.plan.breaker
+            if breaker is not None and self._permit is not None:
+                permit, self._permit = self._permit, None
+                breaker.release(permit)
+            self._leave_endpoint()
+        gate = self._gate
+        if gate is not None:
+            self._gate = None
+            gate.leave()
+
+    def _leave_endpoint(self, *, tried: bool = False) -> None:
+        endpoint = self.endpoint
+        if endpoint is not None:
+            endpoint.in_flight -= 1
+            if tried:
+                self._tried = [*self._tried, endpoint] if self.number > 1 else [endpoint]
+            else:
+                self._balancer = None
+            self.endpoint = None
+
+    # ------------------------------------------------------------------------------------------- raising
+
+    def _reject(self, now: float, kind: type[Rejected], why: str, retry_after: float | None) -> Step:
+        return self._raise(now, self._error(kind, why, retry_after), counted=kind.__name__)
+
+    def _raise(self, now: float, error: CallError, *, counted: str) -> Step:
+        self.error = error
+        phase = self._phase
+        self._phase = _OVER
+        self._release(phase)
+        stats = self.plan.stats
+        if isinstance(error, Rejected):
+            stats.count(stats.rejected, counted)
+            self._tell(now, "call_rejected", reason=counted)
+        elif counted == "ignored":
+            stats.ignored += 1
+            self._tell(now, "call_ended", verdict=_IGNORED.value, seconds=now - self._began)
+        else:
+            stats.failure(now - self._began)
+            self._tell(now, "call_ended", verdict=_FAILURE.value, seconds=now - self._began)
+        return RAISE
+
+    def _error(self, kind: type[CallError], why: str, retry_after: float | None = None) -> CallError:
+        plan = self.plan
+        where = plan.service if plan.route is None else f"{plan.service}/{plan.route}"
+        when = "" if retry_after is None else f"; retry after {format_duration(round(retry_after, 3))}"
+        return kind(f"{where}: {why}{when}", service=plan.service, route=plan.route, retry_after=retry_after, attempts=self.number)
+
+    def _deadline_error(self) -> CallError:
+        timeout = self.plan.timeout
+        if timeout is None or self.deadline >= self._outer:
+            return self._error(DeadlineExceeded, "the deadline that this call inherited has passed")
+        return self._error(DeadlineExceeded, f"no answer within the timeout of {format_duration(timeout)}")
+
+    def _per_try_error(self) -> CallError:
+        return self._error(DeadlineExceeded, f"no response within the perTryTimeout of {format_duration(self.plan.per_try)}")
+
+    # ------------------------------------------------------------------------------------------- OBSERVE
+
+    def _observe(self, now: float) -> Step:
+        """Decide everything, act on nothing: the one attempt goes where the caller said, as if there were no policy."""
+        plan = self.plan
+        reason = self._would_reject(now)
+        if reason is not None:
+            plan.stats.count(plan.stats.would_reject, reason)
+            self._tell(now, "would_reject", reason=reason)
+        self._balancer = None
+        self.number = 1
+        self._sent_at = now
+        self.headers_by = INFINITY
+        self.deadline = self._outer
+        self._phase = _FLYING
+        self._tell(now, "attempt_started", endpoint=None)
+        return SEND
+
+    def _would_reject(self, now: float) -> str | None:
+        plan = self.plan
+        self._permit = None
+        if plan.limit is not None and not plan.limit.take(now):
+            return RateLimited.__name__
+        gate = plan.concurrency
+        if gate is not None:
+            if not gate.enter():
+                return ConcurrencyExceeded.__name__
+            self._gate = gate
+        breaker = plan.breaker
+        if breaker is not None:
+            self._permit = breaker.acquire(now, INFINITY)
+            if self._permit is None:
+                return CircuitOpen.__name__
+        return None
+
+    def _observed(self, now: float, answer: Answer, verdict: Verdict) -> Step:
+        # A call that would have been rejected carries no permit, so it does not feed the circuit.
+        self._tell_state(now, verdict, answer, now - self._sent_at)
+        if answer.complete:
+            self._finish(now, verdict)
+        else:
+            self._phase = _COMMITTED
+        return RETURN
+
+    # ------------------------------------------------------------------------------------------- telling
+
+    def _count_fault(self, now: float, kind: str, **detail: Any) -> None:
+        self.plan.stats.count(self.plan.stats.faults, kind)
+        self._tell(now, "fault_injected", **detail)
+
+    def _tell(self, now: float, name: str, **detail: Any) -> None:
+        hub = self.plan.hub
+        if hub.observers:
+            try:
+                serial = self._serial
+            except AttributeError:  # subscribed after this call had started
+                serial = self._serial = next(hub.serial)
+            hub.emit(now, name, self.plan.service, self.plan.route, serial, self.number, **detail)
+
+
+#: `counted=` of endings that say nothing about the service.
+_IGNORED_CALL: Final = "ignored"
+
+#: What a body that broke off is to breaker and outlier detection: a reset after the headers.
+_BROKEN_BODY = Answer(_FAILURE)
+_TIMED_OUT = Answer(_FAILURE, timed_out=True, injected=True)

@@ -1,0 +1,274 @@
+"""From a checked policy to the table that calls are served from.
+
+The table is immutable and published by one attribute assignment; compiling claims state from the store but
+changes none of it, so a compilation that fails leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from resilmesh.engine.events import Hub
+from resilmesh.engine.fault import Fault
+from resilmesh.engine.match import Headers, Matcher
+from resilmesh.engine.plan import Plan, RetryPlan, Split
+from resilmesh.engine.store import Claims, Key, Store
+from resilmesh.engine.verdict import mask
+from resilmesh.policy.resolve import Effective, effective
+from resilmesh.state.balance import Balancer
+from resilmesh.state.breaker import BreakerSettings, CircuitBreaker
+from resilmesh.state.budget import RetryBudget
+from resilmesh.state.concurrency import Concurrency
+from resilmesh.state.outlier import Endpoint, OutlierDetector, OutlierSettings
+from resilmesh.state.ratelimit import AllOf, RateLimit
+from resilmesh.state.stats import Stats
+
+if TYPE_CHECKING:
+    from resilmesh.policy.model import CircuitBreaker as BreakerBlock
+    from resilmesh.policy.model import Fault as FaultBlock
+    from resilmesh.policy.model import OutlierDetection, Policy, Retries, Service, SplitTarget
+    from resilmesh.policy.model import RateLimit as RateLimitBlock
+
+
+class Table:
+    """Every plan of one policy. ``plans[service]`` holds its routes in order, and last the service's own."""
+
+    __slots__ = ("addresses", "by_name", "forbids_unknown", "matcher", "plans", "policy")
+
+    def __init__(self, policy: Policy, plans: list[tuple[Plan | None, ...]], *, forbids_unknown: bool) -> None:
+        self.policy = policy
+        self.matcher = Matcher(policy)
+        self.plans = plans
+        self.by_name = {service.name: index for index, service in enumerate(policy.services)}
+        #: outbound: REGISTRY_ONLY
+        self.forbids_unknown = forbids_unknown
+        self.addresses = frozenset(endpoint.address for service in policy.services for endpoint in service.endpoints or ())
+
+    def find(self, method: str, host: str, port: int, target: str, headers: Headers) -> tuple[bool, Plan | None]:
+        """Whether a service has the host, and the plan for the request (``None``: mode OFF, or no service)."""
+        found = self.matcher.find(method, host, port, target, headers)
+        if found is None:
+            return False, None
+        service, route = found
+        return True, self.plans[service][-1 if route is None else route]
+
+    def named(self, service: str, route: str | None) -> tuple[bool, Plan | None]:
+        """Whether the policy has the service (and its route), and the plan."""
+        index = self.by_name.get(service)
+        if index is None:
+            return False, None
+        if route is None:
+            return True, self.plans[index][-1]
+        for each, plan in zip(self.policy.services[index].routes or (), self.plans[index], strict=False):
+            if each.name == route:
+                return True, plan
+        return False, None
+
+
+class Compiler:
+    """Makes one table. ``respond`` and ``forbids_unknown`` are the mesh's own settings, overrides included."""
+
+    def __init__(self, policy: Policy, store: Store, hub: Hub, rng: Random, *, respond: bool, forbids_unknown: bool) -> None:
+        self._policy = policy
+        self._hub = hub
+        self._rng = rng
+        self._respond = respond
+        self._forbids_unknown = forbids_unknown
+        self.claims: Claims = store.claims()
+
+    def table(self) -> Table:
+        """Compile every service; commit ``claims`` to the store to make it real."""
+        plans = [self._service(index, service) for index, service in enumerate(self._policy.services)]
+        return Table(self._policy, plans, forbids_unknown=self._forbids_unknown)
+
+    def _service(self, index: int, service: Service) -> tuple[Plan | None, ...]:
+        own = effective(self._policy, index, None)
+        endpoints = tuple(self._endpoint(service.name, each.address, each.labels) for each in service.endpoints or ())
+        detector = self._detector(own, endpoints) if endpoints else None
+        routes: list[int | None] = [*range(len(service.routes or ())), None]
+        return tuple(
+            self._plan(own if route is None else effective(self._policy, index, route), endpoints, detector) for route in routes
+        )
+
+    def _plan(self, blocks: Effective, endpoints: tuple[Endpoint, ...], detector: OutlierDetector | None) -> Plan | None:
+        if blocks.mode == "OFF":
+            return None
+        service, route = blocks.service.name, None if blocks.route is None else blocks.route.name
+        retries, concurrency = blocks.retries, blocks.concurrency
+        return Plan(
+            service,
+            route,
+            hub=self._hub,
+            stats=self.claims.claim(("stats", service, route or "*", ""), Stats, _keep),
+            rng=self._rng,
+            mode=blocks.mode,
+            respond=self._respond,
+            timeout=blocks.timeout,
+            idle_timeout=blocks.idle_timeout,
+            connect_timeout=blocks.connect_timeout,
+            retries=None if retries is None else _retries(retries),
+            retry_idempotent=None if retries is None else retries.idempotent,
+            budget=self._budget(blocks),
+            breaker=self._breaker(blocks),
+            limit=self._limit(blocks),
+            concurrency=self._concurrency(blocks),
+            max_pending_wait=None if concurrency is None else concurrency.max_pending_wait,
+            endpoints=endpoints or None,
+            balancer=None if detector is None else self._balancer(blocks, "", detector),
+            split=self._split(blocks.split, blocks, detector),
+            fault=None if blocks.fault is None else _fault(blocks.fault),
+            fault_scope="CALL" if blocks.fault is None else blocks.fault.scope,
+        )
+
+    # --------------------------------------------------------------------------------------------- state
+
+    def _scope(self, blocks: Effective, block: str) -> str:
+        """Whose state a block's is: the route's own where it stands on the route, else the whole service's."""
+        return blocks.route.name if blocks.route is not None and blocks.owned_by_route(block) else "*"
+
+    def _breaker(self, blocks: Effective) -> CircuitBreaker | None:
+        if blocks.circuit_breaker is None:
+            return None
+        service, route = blocks.service.name, self._scope(blocks, "circuit_breaker")
+        settings = _breaker_settings(blocks.circuit_breaker)
+        hub = self._hub
+
+        def notify(old: str, new: str, reason: str, now: float) -> None:
+            hub.emit(now, "circuit_changed", service, None if route == "*" else route, old=old, new=new, reason=reason)
+
+        return self.claims.claim(
+            ("circuitBreaker", service, route, ""), lambda: CircuitBreaker(settings, notify), lambda kept: kept.retune(settings),
+        )
+
+    def _limit(self, blocks: Effective) -> RateLimit | AllOf | None:
+        if blocks.rate_limit is None:
+            return None
+        stands_at = self._scope(blocks, "rate_limit")
+        limits = [self._one_limit(blocks, each, index, stands_at) for index, each in enumerate(blocks.rate_limit)]
+        return limits[0] if len(limits) == 1 else AllOf(limits)
+
+    def _one_limit(self, blocks: Effective, block: RateLimitBlock, index: int, stands_at: str) -> RateLimit:
+        figures = (block.requests, block.per, block.burst or block.requests)
+        # A limit that a route declares for the whole service is one bucket, wherever in a list it stands.
+        shared = block.scope == "SERVICE" and stands_at != "*"
+        key: Key = ("rateLimit", blocks.service.name, "*" if shared else stands_at, "service" if shared else str(index))
+        return self.claims.claim(key, lambda: RateLimit(*figures), lambda kept: kept.retune(*figures))
+
+    def _concurrency(self, blocks: Effective) -> Concurrency | None:
+        block = blocks.concurrency
+        if block is None:
+            return None
+        figures = (block.max_requests, block.max_pending)
+        key: Key = ("concurrency", blocks.service.name, self._scope(blocks, "concurrency"), "")
+        return self.claims.claim(key, lambda: Concurrency(*figures), lambda kept: kept.retune(*figures))
+
+    def _budget(self, blocks: Effective) -> RetryBudget | None:
+        block = blocks.retry_budget
+        if block is None:
+            return None
+        figures = (block.percent, block.min_retries_per_second, block.ttl)
+        key: Key = ("retryBudget", blocks.service.name, "*", "")
+        return self.claims.claim(key, lambda: RetryBudget(*figures), lambda kept: kept.retune(*figures))
+
+    def _endpoint(self, service: str, address: str, labels: dict[str, str]) -> Endpoint:
+        def relabel(kept: Endpoint) -> None:
+            kept.labels = dict(labels)
+
+        endpoint: Endpoint = self.claims.claim(("endpoint", service, "*", address), lambda: Endpoint(address, labels), relabel)
+        return endpoint
+
+    def _detector(self, blocks: Effective, endpoints: tuple[Endpoint, ...]) -> OutlierDetector:
+        settings = None if blocks.outlier_detection is None else _outlier_settings(blocks.outlier_detection)
+        service, hub = blocks.service.name, self._hub
+
+        def notify(name: str, endpoint: Endpoint, now: float, detail: dict[str, Any]) -> None:
+            hub.emit(now, name, service, endpoint=endpoint.address, **detail)
+
+        return self.claims.claim(
+            ("outlierDetection", service, "*", ""),
+            lambda: OutlierDetector(settings, endpoints, notify),
+            lambda kept: kept.retune(settings, endpoints),
+        )
+
+    def _balancer(self, blocks: Effective, subset: str, detector: OutlierDetector) -> Balancer:
+        service = blocks.service
+        labels = next((each.labels for each in service.subsets or () if each.name == subset), {})
+        # The kept endpoints carry their old labels until the commit, so the new ones are read from the policy.
+        members = [
+            self._endpoint(service.name, each.address, each.labels)
+            for each in service.endpoints or ()
+            if labels.items() <= each.labels.items()
+        ]
+        policy = blocks.load_balancer.policy
+        return self.claims.claim(
+            ("balancer", service.name, "*", subset),
+            lambda: Balancer(policy, members, detector, self._rng),
+            lambda kept: kept.retune(policy, members),
+        )
+
+    def _split(self, targets: list[SplitTarget] | None, blocks: Effective, detector: OutlierDetector | None) -> Split | None:
+        if not targets or detector is None:
+            return None
+        total = sum(target.weight for target in targets)
+        shares, bound = [], 0
+        for target in targets:
+            bound += target.weight
+            shares.append((bound / total, self._balancer(blocks, target.subset, detector)))
+        return Split([share for share, target in zip(shares, targets, strict=True) if target.weight])
+
+
+def _keep(state: object) -> None:
+    """Nothing to retune."""
+
+
+def _retries(block: Retries) -> RetryPlan:
+    return RetryPlan(
+        max_retries=block.max_retries,
+        words=mask(*(each for each in block.retry_on if isinstance(each, str))),
+        statuses=frozenset(each for each in block.retry_on if isinstance(each, int)),
+        per_try_timeout=block.per_try_timeout,
+        base=block.backoff.base,
+        longest=block.backoff.base * 10 if block.backoff.max is None else block.backoff.max,
+        retry_after_max=None if block.retry_after is None else block.retry_after.max,
+    )
+
+
+def _fault(block: FaultBlock) -> Fault:
+    abort, delay = block.abort, block.delay
+    return Fault(
+        abort_status=None if abort is None else abort.http_status,
+        abort_grpc=None if abort is None else abort.grpc_status,
+        abort_share=0.0 if abort is None else abort.percent / 100,
+        delay=0.0 if delay is None else delay.fixed_delay,
+        delay_share=0.0 if delay is None else delay.percent / 100,
+    )
+
+
+def _breaker_settings(block: BreakerBlock) -> BreakerSettings:
+    return BreakerSettings(
+        failure_rate=block.failure_rate_threshold,
+        slow_rate=block.slow_call_rate_threshold,
+        slow_seconds=block.slow_call_duration_threshold,
+        consecutive=block.consecutive_failures,
+        time_based=block.sliding_window.type == "TIME_BASED",
+        window_size=block.sliding_window.size,
+        minimum_calls=block.minimum_number_of_calls,
+        wait_open=block.wait_duration_in_open_state,
+        half_open_permits=block.permitted_number_of_calls_in_half_open_state,
+        count_throttled=block.count_throttled,
+    )
+
+
+def _outlier_settings(block: OutlierDetection) -> OutlierSettings:
+    return OutlierSettings(
+        consecutive_5xx=block.consecutive_5xx_errors,
+        consecutive_gateway=block.consecutive_gateway_errors,
+        consecutive_local=block.consecutive_local_origin_failures,
+        split_local=block.split_external_local_origin_errors,
+        interval=block.interval,
+        base=block.base_ejection_time,
+        longest=block.max_ejection_time,
+        max_percent=block.max_ejection_percent,
+        panic=block.panic_threshold,
+    )

@@ -1,0 +1,96 @@
+"""What happened, for whoever subscribed: ``mesh.subscribe(observer)``.
+
+An observer is called with one ``Event`` at a time, on the thread where it happened, outside of any lock.
+It should return fast. One that raises is logged once and dropped: telling must not break a call.
+
+    event              detail
+    call_started
+    fault_injected     scope, delay or status
+    call_queued
+    attempt_started    endpoint
+    attempt_ended      verdict, status
+    backoff            seconds
+    retry_refused      reason: budget, deadline, circuit
+    call_rejected      reason
+    would_reject       reason                   (mode OBSERVE)
+    call_ended         verdict, seconds
+    call_abandoned
+    circuit_changed    old, new, reason         (call and attempt are 0)
+    endpoint_ejected   endpoint, reason, seconds
+    endpoint_returned  endpoint
+    policy_applied     revision
+    policy_refused     error
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from resilmesh.engine.call import Call
+
+log = logging.getLogger("resilmesh")
+
+
+class Event(NamedTuple):
+    """One thing that happened. ``at`` is monotonic seconds of the mesh's clock; ``call`` numbers the calls of this process."""
+
+    at: float
+    name: str
+    service: str
+    route: str | None
+    call: int
+    attempt: int
+    detail: dict[str, Any]
+
+
+Observer = Callable[[Event], None]
+
+
+class Hub:
+    """Where events go, and where calls that nobody ended wait to be cleaned up. One per mesh."""
+
+    __slots__ = ("observers", "orphans", "serial")
+
+    def __init__(self) -> None:
+        #: Replaced, never mutated: a call reads it once.
+        self.observers: tuple[Observer, ...] = ()
+        #: Calls whose response was garbage-collected. A finalizer may run inside a lock's holder, so it only appends.
+        self.orphans: deque[Call] = deque()
+        self.serial = count(1)
+
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        self.observers = (*self.observers, observer)
+
+        def unsubscribe() -> None:
+            self.observers = tuple(each for each in self.observers if each is not observer)
+
+        return unsubscribe
+
+    def emit(
+        self, at: float, name: str, service: str = "", route: str | None = None, call: int = 0, attempt: int = 0, **detail: Any,
+    ) -> None:
+        observers = self.observers
+        if not observers:
+            return
+        event = Event(at, name, service, route, call, attempt, detail)
+        for observer in observers:
+            try:
+                observer(event)
+            except Exception:
+                self.observers = tuple(each for each in self.observers if each is not observer)
+                log.exception("an observer raised at %s and is unsubscribed", name)
+
+    def drain(self, now: float) -> None:
+        """Abandon every call that a finalizer left behind."""
+        orphans = self.orphans
+        while orphans:
+            try:
+                call = orphans.popleft()
+            except IndexError:  # another thread was faster
+                return
+            call.abandon(now)

@@ -1,0 +1,180 @@
+"""Matching: whose request this is, and which route of that service applies.
+
+Hosts, most specific first: ``host:port``, ``host`` (on any port), the longest ``*.suffix``, ``*``. Routes: the first
+whose match holds. Both are decided by dictionaries and short tuples of predicates that are compiled once, so
+that the cost does not grow with the number of services.
+
+Values are compared as Envoy compares them: header names without case, values with it; the path without the query;
+a regular expression (RE2) must match the whole value; of several values of a query parameter the first counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote_plus
+
+from resilmesh.policy.regex import compile_regex
+
+if TYPE_CHECKING:
+    from resilmesh.policy.model import Match, Policy, Service, StringMatch
+
+
+class Headers(Protocol):
+    """What a route needs of a request's headers: httpx.Headers and a plain lower-case dict both do."""
+
+    def get(self, name: str, /) -> Any: ...
+
+
+#: method, path, query, headers
+Predicate = Callable[[str, str, str, Headers], bool]
+
+
+class Matcher:
+    """Finds ``(service index, route index or None)`` for a request; ``None`` when no service has the host."""
+
+    __slots__ = ("_any", "_exact", "_routes", "_suffixes")
+
+    def __init__(self, policy: Policy) -> None:
+        self._exact: dict[str, int] = {}
+        self._suffixes: dict[str, int] = {}
+        self._any: int | None = None
+        self._routes: list[tuple[Predicate | None, ...]] = []
+        for index, service in enumerate(policy.services):
+            self._routes.append(_routes(service))
+            for host in service.hosts or ():
+                self._add(host.lower(), index)
+
+    def _add(self, host: str, index: int) -> None:
+        if host == "*":
+            self._any = index
+        elif host.startswith("*."):
+            self._suffixes[host[1:]] = index
+        else:
+            self._exact[host] = index
+
+    def service(self, host: str, port: int) -> int | None:
+        """Index of the service that has ``host``, without regard to routes."""
+        host = host.lower()
+        exact = self._exact
+        found = exact.get(f"{host}:{port}")
+        if found is None:
+            found = exact.get(host)
+        if found is not None or not self._suffixes:
+            return self._any if found is None else found
+        return self._by_suffix(host, port)
+
+    def _by_suffix(self, host: str, port: int) -> int | None:
+        at = host.find(".", 1)
+        while at != -1:
+            for suffix in (f"{host[at:]}:{port}", host[at:]):
+                if suffix in self._suffixes:
+                    return self._suffixes[suffix]
+            at = host.find(".", at + 1)
+        return self._any
+
+    def find(self, method: str, host: str, port: int, target: str, headers: Headers) -> tuple[int, int | None] | None:
+        """Service and route of a request. ``target`` is the path with its query, as it is sent."""
+        service = self.service(host, port)
+        if service is None:
+            return None
+        routes = self._routes[service]
+        if not routes:
+            return service, None
+        path, _, query = target.partition("?")
+        for index, predicate in enumerate(routes):
+            if predicate is None or predicate(method, path, query, headers):
+                return service, index
+        return service, None
+
+
+def _routes(service: Service) -> tuple[Predicate | None, ...]:
+    return tuple(None if route.match is None else _any_of([_all_of(match) for match in route.match]) for route in service.routes or ())
+
+
+def _any_of(predicates: list[Predicate]) -> Predicate:
+    if len(predicates) == 1:
+        return predicates[0]
+    return lambda method, path, query, headers: any(each(method, path, query, headers) for each in predicates)
+
+
+def _all_of(match: Match) -> Predicate:
+    conditions: list[Predicate] = []
+    if match.method is not None:
+        methods = frozenset(match.method)
+        conditions.append(lambda method, path, query, headers: method in methods)
+    if match.grpc is not None:
+        conditions.append(_grpc(match.grpc.service, match.grpc.method))
+    if match.path is not None:
+        on_path = _string(match.path)
+        conditions.append(lambda method, path, query, headers: on_path(path))
+    for name, wanted in (match.headers or {}).items():
+        conditions.append(_header(name, wanted))
+    for name, wanted in (match.query or {}).items():
+        conditions.append(_query(name, wanted))
+    if len(conditions) == 1:
+        return conditions[0]
+    both = tuple(conditions)
+    return lambda method, path, query, headers: all(each(method, path, query, headers) for each in both)
+
+
+def _grpc(service: str | None, wanted: str | None) -> Predicate:
+    if service is not None and wanted is not None:
+        exact = f"/{service}/{wanted}"
+        return lambda method, path, query, headers: method == "POST" and path == exact
+    if service is not None:
+        prefix = f"/{service}/"
+        return lambda method, path, query, headers: method == "POST" and path.startswith(prefix)
+    suffix = f"/{wanted}"
+    return lambda method, path, query, headers: (
+        method == "POST" and path.count("/") == 2 and (wanted is None or path.endswith(suffix))
+    )
+
+
+def _header(name: str, wanted: StringMatch) -> Predicate:
+    if wanted.present is not None:
+        present = wanted.present
+        return lambda method, path, query, headers: (headers.get(name) is not None) is present
+    matches = _string(wanted)
+
+    def holds(method: str, path: str, query: str, headers: Headers) -> bool:
+        value = headers.get(name)
+        return value is not None and matches(value)
+
+    return holds
+
+
+def _query(name: str, wanted: StringMatch) -> Predicate:
+    present = wanted.present
+    matches = _string(wanted) if present is None else None
+
+    def holds(method: str, path: str, query: str, headers: Headers) -> bool:
+        value = _first(query, name)
+        if matches is None:
+            return (value is not None) is present
+        return value is not None and matches(value)
+
+    return holds
+
+
+def _first(query: str, name: str) -> str | None:
+    for pair in query.split("&"):
+        key, _, value = pair.partition("=")
+        if pair and unquote_plus(key) == name:
+            return unquote_plus(value)
+    return None
+
+
+def _string(wanted: Any) -> Callable[[str], bool]:
+    """The comparison of a StringMatch or PathMatch."""
+    if wanted.exact is not None:
+        exact = wanted.exact
+        return lambda value: bool(value == exact)
+    if wanted.prefix is not None:
+        prefix = wanted.prefix
+        return lambda value: value.startswith(prefix)
+    if getattr(wanted, "suffix", None) is not None:
+        suffix = wanted.suffix
+        return lambda value: value.endswith(suffix)
+    pattern = compile_regex(wanted.regex)
+    return lambda value: pattern.fullmatch(value) is not None

@@ -1,0 +1,118 @@
+"""The compiled policy of one route: plain values and the state they refer to, nothing to look up.
+
+A plan never changes once it is published; a new policy makes new plans over the same state. A call captures
+its plan when it starts, so a reload can never tear a call in flight.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Literal
+
+from resilmesh.engine.events import Hub
+from resilmesh.engine.fault import Fault
+from resilmesh.state.balance import Balancer
+from resilmesh.state.breaker import CircuitBreaker
+from resilmesh.state.budget import RetryBudget
+from resilmesh.state.concurrency import Concurrency
+from resilmesh.state.outlier import Endpoint
+from resilmesh.state.ratelimit import AllOf, RateLimit
+from resilmesh.state.stats import Stats
+
+INFINITY = float("inf")
+
+
+class RetryPlan:
+    """The policy's retries block. ``words`` is a bit mask (verdict.WORDS), durations are seconds."""
+
+    __slots__ = ("base", "longest", "max_retries", "per_try_timeout", "retry_after_max", "statuses", "words")
+
+    def __init__(
+        self, *, max_retries: int, words: int, statuses: frozenset[int], per_try_timeout: float | None, base: float, longest: float,
+        retry_after_max: float | None,
+    ) -> None:
+        self.max_retries = max_retries
+        self.words = words
+        self.statuses = statuses
+        self.per_try_timeout = per_try_timeout
+        self.base = base
+        self.longest = longest
+        self.retry_after_max = retry_after_max
+
+
+class Split:
+    """Balancers by share: the first whose cumulated share exceeds a random number in [0, 1)."""
+
+    __slots__ = ("shares",)
+
+    def __init__(self, shares: list[tuple[float, Balancer]]) -> None:
+        self.shares = tuple(shares)
+
+    def choose(self, draw: float) -> Balancer:
+        for bound, balancer in self.shares:
+            if draw < bound:
+                return balancer
+        return self.shares[-1][1]
+
+
+class Plan:
+    """What a driver and the engine need to know about one route."""
+
+    __slots__ = (
+        "balancer", "breaker", "budget", "concurrency", "connect_timeout", "endpoints", "fault", "hub", "idle_timeout", "limit",
+        "max_pending_wait", "mode", "per_try", "plain", "quick", "respond", "retries", "retry_idempotent", "rng", "route", "service", "split",
+        "stats", "timeout",
+    )
+
+    def __init__(
+        self,
+        service: str,
+        route: str | None,
+        *,
+        hub: Hub,
+        stats: Stats,
+        rng: Random,
+        mode: Literal["ENFORCE", "OBSERVE"] = "ENFORCE",
+        respond: bool = False,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        connect_timeout: float | None = None,
+        retries: RetryPlan | None = None,
+        retry_idempotent: bool | None = None,
+        budget: RetryBudget | None = None,
+        breaker: CircuitBreaker | None = None,
+        limit: RateLimit | AllOf | None = None,
+        concurrency: Concurrency | None = None,
+        max_pending_wait: float | None = None,
+        endpoints: tuple[Endpoint, ...] | None = None,
+        balancer: Balancer | None = None,
+        split: Split | None = None,
+        fault: Fault | None = None,
+        fault_scope: Literal["CALL", "ATTEMPT"] = "CALL",
+    ) -> None:
+        self.service = service
+        self.route = route
+        self.hub = hub
+        self.stats = stats
+        self.rng = rng
+        self.mode = mode
+        self.respond = respond
+        self.timeout = timeout
+        self.idle_timeout = idle_timeout
+        self.connect_timeout = connect_timeout
+        self.retries = retries
+        self.per_try = INFINITY if retries is None or retries.per_try_timeout is None else retries.per_try_timeout
+        self.retry_idempotent = retry_idempotent
+        self.budget = budget
+        self.breaker = breaker
+        self.limit = limit
+        self.concurrency = concurrency
+        self.max_pending_wait = max_pending_wait
+        self.endpoints = endpoints
+        self.balancer = balancer
+        self.split = split
+        self.fault = (fault, fault_scope) if fault is not None else None
+        #: Nothing stands above the deadline: no OBSERVE, no fault of call scope.
+        self.plain = mode == "ENFORCE" and (fault is None or fault_scope == "ATTEMPT")
+        #: A success without a retry word needs no second look: no OBSERVE, and retryOn lists no status below 500.
+        self.quick = mode == "ENFORCE" and (retries is None or all(status >= 500 for status in retries.statuses))

@@ -1,0 +1,104 @@
+"""What an attempt turned out to be: the one value that everything else consumes.
+
+A driver classifies outside of any lock, by one table per protocol, into an ``Answer``. The circuit
+breaker, outlier detection, the budget and the retry decision all read that answer and nothing else:
+
+    verdict    examples                                         circuit breaker   outlier detection
+    SUCCESS    2xx-4xx but 429; OK, NOT_FOUND                   success           success
+    FAILURE    5xx, reset, time-outs, UNAVAILABLE               failure           failure
+    UNSENT     connect refused, REFUSED_STREAM                  failure           failure
+    THROTTLED  429, RESOURCE_EXHAUSTED                          fails a probe     not counted
+    IGNORED    caller cancelled, local rejection, pool full     permit returned   not counted
+
+``words`` are the retry words of Envoy that apply to the attempt, as a bit mask: ``retryOn`` is another
+mask, and an attempt may be retried where the two meet (or where its status is listed as a number).
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Verdict(enum.Enum):
+    """See the table at the top of this file."""
+
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    UNSENT = "UNSENT"
+    THROTTLED = "THROTTLED"
+    IGNORED = "IGNORED"
+
+
+#: Envoy's retry words, a bit each.
+WORDS: dict[str, int] = {
+    word: 1 << bit
+    for bit, word in enumerate((
+        "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "refused-stream", "retriable-4xx",
+        "envoy-ratelimited", "cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
+    ))
+}
+
+
+def mask(*words: str) -> int:
+    """The bit mask of some retry words."""
+    bits = 0
+    for word in words:
+        bits |= WORDS[word]
+    return bits
+
+
+def of_status(status: int) -> tuple[Verdict, int]:
+    """What an HTTP status is: its verdict and the retry words that apply (ENVOY.md 2a)."""
+    if status == 429:
+        return Verdict.THROTTLED, 0
+    if status in (502, 503, 504):
+        return Verdict.FAILURE, mask("5xx", "gateway-error")
+    if status >= 500:
+        return Verdict.FAILURE, mask("5xx")
+    return Verdict.SUCCESS, mask("retriable-4xx") if status == 409 else 0
+
+
+class Answer:
+    """The outcome of one attempt, classified. Immutable by convention; the common ones are shared."""
+
+    __slots__ = ("complete", "injected", "local_origin", "retry_after", "status", "timed_out", "verdict", "words")
+
+    def __init__(
+        self,
+        verdict: Verdict,
+        words: int = 0,
+        status: int = 0,
+        *,
+        retry_after: float | None = None,
+        complete: bool = True,
+        timed_out: bool = False,
+        injected: bool = False,
+        local_origin: bool = False,
+    ) -> None:
+        self.verdict = verdict
+        #: Retry words that apply.
+        self.words = words
+        #: HTTP status, 0 where there is none.
+        self.status = status
+        #: Seconds that the service asks the caller to wait.
+        self.retry_after = retry_after
+        #: Nothing more comes. False: a body follows, and the driver owes ``ended`` or ``abandon``.
+        self.complete = complete
+        #: A limit of time ended the attempt.
+        self.timed_out = timed_out
+        #: A fault of the policy made it up: outlier detection does not see it.
+        self.injected = injected
+        #: It failed before there was a connection: refused, unreachable, connect time-out.
+        self.local_origin = local_origin
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name))
+        return f"Answer({shown})"
+
+
+#: A finished success, such as a function that returned.
+OK = Answer(Verdict.SUCCESS)
+#: A success whose body is still to come.
+OK_STREAMING = Answer(Verdict.SUCCESS, complete=False)
+#: An attempt that says nothing about the service.
+NO_VERDICT = Answer(Verdict.IGNORED)

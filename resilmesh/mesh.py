@@ -1,0 +1,528 @@
+"""``Mesh``: the one object users hold. It loads a policy, checks it, compiles it and swaps it in, whole or not at all.
+
+    text -> load -> check -> compile -> commit state -> swap the table
+                 any mistake: PolicyError, and the policy in force stays
+
+Invariant: ``table`` is replaced by one assignment and never mutated, so whoever read it has a consistent policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
+
+from resilmesh.clock import SYSTEM, Clock
+from resilmesh.drive.attempts import Attempts
+from resilmesh.drive.guard import Failures, Guard, Types, unknown
+from resilmesh.engine import call as engine_call
+from resilmesh.engine.compile import Compiler, Table
+from resilmesh.engine.events import Hub, Observer
+from resilmesh.engine.match import Headers
+from resilmesh.engine.plan import Plan
+from resilmesh.engine.store import Store
+from resilmesh.errors import Forbidden, PolicyError, UnknownService
+from resilmesh.policy import codes
+from resilmesh.policy.codes import Diagnostic
+
+if TYPE_CHECKING:
+    from resilmesh.policy.load import Loaded
+    from resilmesh.policy.model import Policy
+
+F = TypeVar("F", bound=Callable[..., Any])
+Mode = Literal["ENFORCE", "OBSERVE", "OFF"]
+LocalReplies = Literal["RAISE", "RESPOND"]
+Outbound = Literal["ALLOW_ANY", "REGISTRY_ONLY"]
+
+log = logging.getLogger("resilmesh")
+
+#: Environment variables that override the policy's mesh block; an argument overrides both.
+ENVIRONMENT = {
+    "mode": ("RESILMESH_MODE", get_args(Mode)),
+    "outbound": ("RESILMESH_OUTBOUND", get_args(Outbound)),
+    "local_replies": ("RESILMESH_LOCAL_REPLIES", get_args(LocalReplies)),
+    "workload": ("RESILMESH_WORKLOAD", ()),
+}
+
+
+class Mesh:
+    """One policy and the state of everything it governs. Serves any number of threads and event loops.
+
+    Made by ``Mesh.from_file``, ``Mesh.from_text`` or ``Mesh.from_policy``. ``mode``, ``outbound``,
+    ``local_replies`` and ``workload`` override the policy's ``mesh`` block, and so do the environment variables
+    ``RESILMESH_MODE`` and so on; an argument wins over both. ``seed`` makes every draw (backoff, faults, splits,
+    balancing) repeatable; ``clock`` is for tests.
+
+    Raises ``PolicyError`` with every mistake of the policy.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        clock: Clock | None = None,
+        seed: int | None = None,
+        mode: Mode | None = None,
+        outbound: Outbound | None = None,
+        local_replies: LocalReplies | None = None,
+        workload: str | None = None,
+    ) -> None:
+        self.clock: Clock = SYSTEM if clock is None else clock
+        self._overrides = _overrides(mode=mode, outbound=outbound, local_replies=local_replies, workload=workload)
+        self._seeded = seed is not None
+        self._rng = Random(seed)  # noqa: S311  # jitter and drills, not secrets
+        self._hub = Hub()
+        self._store = Store()
+        self._applying = threading.Lock()
+        self._guarded: set[tuple[str, str | None]] = set()
+        self._revision = 0
+        self._refused = 0
+        self._last_refusal: str | None = None
+        self._watch: _Watch | None = None
+        #: The compiled policy in force. Read it once per call.
+        self.table: Table = self._compile(loaded)
+        _meshes.add(self)
+
+    # ------------------------------------------------------------------------------------------- making
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        reload_interval: float | None = 1.0,
+        clock: Clock | None = None,
+        seed: int | None = None,
+        mode: Mode | None = None,
+        outbound: Outbound | None = None,
+        local_replies: LocalReplies | None = None,
+        workload: str | None = None,
+    ) -> Self:
+        """From a YAML or JSON file, which is looked at every ``reload_interval`` seconds (``None``: never) and applied when it changed.
+
+        A bad edit is refused with a log line, an event and a counter; the last good policy goes on.
+        """
+        from resilmesh.policy.load import load_file
+
+        fingerprint = _Watch.fingerprint(path)
+        mesh = cls(
+            load_file(path), clock=clock, seed=seed, mode=mode, outbound=outbound, local_replies=local_replies, workload=workload,
+        )
+        mesh._watch = _Watch(mesh, path, fingerprint, reload_interval)
+        return mesh
+
+    @classmethod
+    def from_text(
+        cls,
+        text: str | bytes,
+        *,
+        clock: Clock | None = None,
+        seed: int | None = None,
+        mode: Mode | None = None,
+        outbound: Outbound | None = None,
+        local_replies: LocalReplies | None = None,
+        workload: str | None = None,
+    ) -> Self:
+        """From YAML or JSON."""
+        from resilmesh.policy.load import load_text
+
+        return cls(
+            load_text(text), clock=clock, seed=seed, mode=mode, outbound=outbound, local_replies=local_replies, workload=workload,
+        )
+
+    @classmethod
+    def from_policy(
+        cls,
+        policy: Policy,
+        *,
+        clock: Clock | None = None,
+        seed: int | None = None,
+        mode: Mode | None = None,
+        outbound: Outbound | None = None,
+        local_replies: LocalReplies | None = None,
+        workload: str | None = None,
+    ) -> Self:
+        """From a model that was built in code."""
+        return cls(
+            _built(policy), clock=clock, seed=seed, mode=mode, outbound=outbound, local_replies=local_replies, workload=workload,
+        )
+
+    # --------------------------------------------------------------------------------------- the policy
+
+    def apply_text(self, text: str | bytes, source: str = "<text>") -> int:
+        """Put a new policy in force and return its revision. State is kept where its key stays.
+
+        Raises ``PolicyError`` and changes nothing when the policy has any mistake.
+        """
+        from resilmesh.policy.load import load_text
+
+        return self._apply(lambda: load_text(text, source))
+
+    def apply_policy(self, policy: Policy) -> int:
+        """Like ``apply_text`` for a model that was built in code."""
+        return self._apply(lambda: _built(policy))
+
+    def reload(self) -> bool:
+        """Look at the policy's file now; whether a new policy was put in force.
+
+        Raises ``PolicyError`` if the file changed and cannot be used; the policy in force goes on.
+        """
+        if self._watch is None:
+            raise RuntimeError("this mesh was not made by Mesh.from_file, so there is no file to reload")
+        return self._watch.look()
+
+    def _apply(self, load: Callable[[], Loaded]) -> int:
+        with self._applying:
+            try:
+                table = self._compile(load())
+            except PolicyError as error:
+                self._refused += 1
+                self._last_refusal = str(error)
+                refusal: PolicyError | None = error
+            else:
+                self.table = table
+                refusal = None
+        now = self.clock.monotonic()
+        if refusal is not None:
+            log.error("policy refused, revision %d stays in force:\n%s", self._revision, refusal)
+            self._hub.emit(now, "policy_refused", error=str(refusal))
+            raise refusal
+        log.info("policy applied as revision %d", self._revision)
+        self._hub.emit(now, "policy_applied", revision=self._revision)
+        return self._revision
+
+    def _compile(self, loaded: Loaded) -> Table:
+        from resilmesh.policy.check import check
+
+        errors = [each for each in check(loaded) if each.severity == "error"]
+        errors += self._missing(loaded)
+        if errors:
+            raise PolicyError(errors)
+        policy = loaded.policy
+        if self._overrides:
+            policy = policy.model_copy(update={"mesh": policy.mesh.model_copy(update=self._overrides)})
+        settings = policy.mesh
+        compiler = Compiler(
+            policy, self._store, self._hub, self._rng, respond=settings.local_replies == "RESPOND",
+            forbids_unknown=settings.outbound == "REGISTRY_ONLY" and settings.mode == "ENFORCE",
+        )
+        table = compiler.table()
+        self._store.commit(compiler.claims)
+        self._revision += 1
+        return table
+
+    def _missing(self, loaded: Loaded) -> list[Diagnostic]:
+        """Functions that are guarded must stay so: a policy without their service would fail every one of their calls."""
+        missing = []
+        services = {service.name: service for service in loaded.policy.services}
+        for service, route in sorted(self._guarded, key=str):
+            known = services.get(service)
+            if known is None or (route is not None and all(each.name != route for each in known.routes or ())):
+                name = service if route is None else f"{service}/{route}"
+                code = codes.GUARDED_MISSING
+                line, column = loaded.places.line_column(("services",))
+                missing.append(Diagnostic(
+                    loaded.source, line, column, code.code, f"a guarded function needs {name!r}, which the policy does not have", code.remedy,
+                ))
+        return missing
+
+    # ----------------------------------------------------------------------------------------- functions
+
+    def guard(
+        self, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
+    ) -> Callable[[F], F]:
+        """Decorate a function, method or coroutine function with the policy of ``service`` (or of one of its routes).
+
+        ``failures``: exception types, or a predicate over the exception raised or the result returned, that count
+        as failure; by default every ``Exception``; anything else is a success. ``ignore``: exception types that
+        are not counted at all. ``idempotent``: whether a failed call may be repeated; by default what the policy
+        says, and ``False`` where it says nothing.
+
+        Raises ``UnknownService`` when the policy does not have the name.
+        """
+        self._know(service, route)
+        return Guard(self, service, route=route, failures=failures, ignore=ignore, idempotent=idempotent)
+
+    def attempts(
+        self, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
+    ) -> Attempts:
+        """The policy of ``service`` around a block of code: ``for attempt in mesh.attempts("ledger"): with attempt: ...``.
+
+        With ``async for`` in a coroutine. The block runs once per attempt; arguments as for ``guard``.
+        """
+        self._know(service, route)
+        return Attempts(Guard(self, service, route=route, failures=failures, ignore=ignore, idempotent=idempotent))
+
+    def _know(self, service: str, route: str | None) -> None:
+        table = self.table
+        if not table.named(service, route)[0]:
+            raise UnknownService(unknown(table, service, route))
+        self._guarded.add((service, route))
+
+    # ------------------------------------------------------------------------------------------ adapters
+
+    def route_http(self, method: str, host: str, port: int, target: str, headers: Headers) -> Plan | None:
+        """The plan for an HTTP request; ``None`` when no policy applies to it.
+
+        ``target`` is the path with its query. Raises ``Forbidden`` under ``outbound: REGISTRY_ONLY`` for a host that
+        no service has.
+        """
+        table = self.table
+        found, plan = table.find(method, host, port, target, headers)
+        if not found and table.forbids_unknown:
+            raise Forbidden(f"no service of the policy has the host {host}:{port}, and outbound is REGISTRY_ONLY")
+        return plan
+
+    @property
+    def respond(self) -> bool:
+        """Whether outcomes made locally are responses (``localReplies: RESPOND``) rather than exceptions."""
+        return self.table.policy.mesh.local_replies == "RESPOND"
+
+    # ----------------------------------------------------------------------------------------- observing
+
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        """Have ``observer`` called with every ``Event`` from now on; the returned function ends that."""
+        return self._hub.subscribe(observer)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that is remembered, as plain data: every circuit, limit, budget, endpoint, gauge and counter."""
+        now = self.clock.monotonic()
+        self._hub.drain(now)
+        services: dict[str, dict[str, Any]] = {name: _empty() for name in self.table.by_name}
+        in_flight = 0
+        for kind, section in _SECTIONS.items():
+            for (_, service, route, detail), state in self._store.of_kind(kind):
+                shown = state.snapshot(now)
+                if kind == "stats":
+                    in_flight += shown["inFlight"]
+                if kind == "retryBudget":
+                    services[service][section] = shown
+                elif kind == "rateLimit":
+                    services[service][section].setdefault(route, {})[detail] = shown
+                else:
+                    services[service][section][detail if kind == "endpoint" else route] = shown
+        mesh = self.table.policy.mesh
+        return {
+            "workload": mesh.workload, "mode": mesh.mode, "outbound": mesh.outbound, "localReplies": mesh.local_replies,
+            "revision": self._revision, "refused": self._refused, "lastRefusal": self._last_refusal, "inFlight": in_flight,
+            "services": services,
+        }
+
+    # ------------------------------------------------------------------------------------------- closing
+
+    def close(self) -> None:
+        """Stop looking at the policy's file. Calls in flight end as they would have; idempotent."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Mesh revision {self._revision}: {', '.join(self.table.by_name) or 'no services'}>"
+
+    def _after_fork(self) -> None:
+        self._applying = threading.Lock()
+        self._hub.orphans.clear()
+        self._store.after_fork()
+        if not self._seeded:
+            # Workers forked from one parent must not draw the same jitter.
+            self._rng.seed()
+        if self._watch is not None:
+            self._watch.after_fork()
+
+
+_SECTIONS = {
+    "stats": "routes", "circuitBreaker": "circuitBreakers", "concurrency": "concurrency", "rateLimit": "rateLimits",
+    "retryBudget": "retryBudget", "endpoint": "endpoints",
+}
+
+
+def _empty() -> dict[str, Any]:
+    return {section: None if section == "retryBudget" else {} for section in _SECTIONS.values()}
+
+
+def _built(policy: Policy) -> Loaded:
+    from resilmesh.policy.document import Places
+    from resilmesh.policy.load import Loaded
+
+    return Loaded(policy, "<policy>", Places())
+
+
+def _overrides(**arguments: str | None) -> dict[str, str]:
+    overrides = {}
+    for name, (variable, words) in ENVIRONMENT.items():
+        argument = arguments[name]
+        value, origin = (os.environ.get(variable), variable) if argument is None else (argument, f"{name}=")
+        if not value:
+            continue
+        if words and value not in words:
+            raise ValueError(f"{origin} is {value!r}; it must be one of {', '.join(words)}")
+        overrides[name] = value
+    return overrides
+
+
+class _Watch:
+    """Looks at a policy's file: by stat, then by content. A file watcher would miss a Kubernetes ConfigMap's symlink swap."""
+
+    def __init__(self, mesh: Mesh, path: str | os.PathLike[str], fingerprint: bytes | None, interval: float | None) -> None:
+        self._mesh = weakref.ref(mesh)
+        self._path = os.path.abspath(path)
+        self._interval = interval
+        self._seen = fingerprint
+        self._stat: tuple[int, ...] | None = None
+        self._looking = threading.Lock()
+        self._stop = threading.Event()
+        self._start()
+
+    def _start(self) -> None:
+        if self._interval is not None:
+            # A daemon, and it holds the mesh weakly: it keeps neither the process nor the mesh alive.
+            arguments = (weakref.ref(self), self._stop, self._interval)
+            threading.Thread(target=_poll, args=arguments, name="resilmesh-policy", daemon=True).start()
+
+    @staticmethod
+    def fingerprint(path: str | os.PathLike[str]) -> bytes | None:
+        """Hash of the file's content; ``None`` when it cannot be read."""
+        try:
+            with open(path, "rb") as file:
+                return hashlib.sha256(file.read()).digest()
+        except OSError:
+            return None
+
+    def look(self) -> bool:
+        """Apply the file if it changed since the last look. Raises ``PolicyError`` if it cannot be used."""
+        from resilmesh.policy.load import load_file
+
+        mesh = self._mesh()
+        with self._looking:
+            stat = self._stat_now()
+            if mesh is None or (stat is not None and stat == self._stat):
+                return False
+            fingerprint = self.fingerprint(self._path)
+            if fingerprint == self._seen:
+                # Only a file that has not changed for a while is trusted by its stat: a second write within the
+                # clock's resolution would leave the same one.
+                self._stat = stat if stat is not None and time.time_ns() - stat[0] > 2_000_000_000 else None
+                return False
+            self._seen = fingerprint
+            mesh._apply(lambda: load_file(self._path))
+            return True
+
+    def _stat_now(self) -> tuple[int, ...] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def after_fork(self) -> None:
+        """The thread stayed with the parent."""
+        self._looking = threading.Lock()
+        if not self._stop.is_set():
+            self._stop = threading.Event()
+            self._start()
+
+
+def _poll(watch: weakref.ref[_Watch], stop: threading.Event, interval: float) -> None:
+    while not stop.wait(interval):
+        alive = watch()
+        if alive is None:
+            return
+        try:
+            alive.look()
+        except PolicyError:
+            continue  # refused: logged, counted and told by the mesh
+        except Exception:
+            log.exception("looking at the policy's file failed; trying again")
+
+
+# ------------------------------------------------------------------------------------------------- forking
+
+_meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    engine_call.forked()
+    for mesh in _meshes:
+        mesh._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+# ------------------------------------------------------------------------------------- the one-mesh program
+
+
+class _Default:
+    """The process's own mesh, which need not exist yet when a function is decorated."""
+
+    def __init__(self) -> None:
+        self.mesh: Mesh | None = None
+
+    def get(self) -> Mesh:
+        if self.mesh is None:
+            raise RuntimeError("there is no policy yet: call resilmesh.configure('policy.yaml') first")
+        return self.mesh
+
+    @property
+    def table(self) -> Table:
+        return self.get().table
+
+    @property
+    def clock(self) -> Clock:
+        return self.get().clock
+
+
+default = _Default()
+
+
+def configure(policy: Mesh | str | os.PathLike[str] | None = None, **settings: Any) -> Mesh:
+    """Make the mesh that ``resilmesh.guard``, ``resilmesh.attempts`` and ``resilmesh.wrap`` use.
+
+    ``policy``: a path, a ``Mesh``, or nothing, which means the file that ``RESILMESH_POLICY`` names. ``settings`` are
+    ``Mesh.from_file``'s. An earlier one is closed. Raises ``PolicyError``.
+    """
+    if isinstance(policy, Mesh):
+        if settings:
+            raise TypeError("settings belong to the path of a policy; this Mesh has its own")
+        mesh = policy
+    else:
+        path = policy if policy is not None else os.environ.get("RESILMESH_POLICY")
+        if not path:
+            raise ValueError("which policy? Pass its path, or set RESILMESH_POLICY")
+        mesh = Mesh.from_file(path, **settings)
+    earlier, default.mesh = default.mesh, mesh
+    if earlier is not None and earlier is not mesh:
+        earlier.close()
+    return mesh
+
+
+def guard(
+    service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
+) -> Callable[[F], F]:
+    """``Mesh.guard`` of the mesh that ``configure`` makes, which may be called later than this."""
+    return Guard(default, service, route=route, failures=failures, ignore=ignore, idempotent=idempotent)
+
+
+def attempts(
+    service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
+) -> Attempts:
+    """``Mesh.attempts`` of the mesh that ``configure`` made."""
+    return default.get().attempts(service, route=route, failures=failures, ignore=ignore, idempotent=idempotent)
+
+
+__all__: Sequence[str] = ("Mesh", "attempts", "configure", "guard")

@@ -1,0 +1,78 @@
+"""Rate limit: a token bucket that refills continuously, kept as one number (GCRA).
+
+``_due`` is the time at which the bucket would be full again. A call may go while the bucket holds a token,
+that is while ``_due - now <= (burst - 1) * interval``, and moves ``_due`` one interval on. The same figures
+as Envoy's local rate limit, which also refills continuously (ENVOY.md 2f: a token each ``per / requests``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class RateLimit:
+    """``requests`` tokens flow in per ``per`` seconds; the bucket holds ``burst`` and starts full."""
+
+    __slots__ = ("_due", "_interval", "_tolerance", "burst", "per", "requests")
+
+    def __init__(self, requests: int, per: float, burst: int) -> None:
+        self._due = float("-inf")
+        self.retune(requests, per, burst)
+
+    def retune(self, requests: int, per: float, burst: int) -> None:
+        """New figures, from the next call on; the tokens that are missing stay missing."""
+        self.requests, self.per, self.burst = requests, per, burst
+        self._interval = per / requests
+        # A millionth of a token of slack: sums of intervals are not exact in binary.
+        self._tolerance = (burst - 1) * self._interval + self._interval * 1e-6
+
+    def take(self, now: float) -> bool:
+        """Take a token, if there is one."""
+        due = self._due
+        if due < now:
+            due = now
+        if due - now > self._tolerance:
+            return False
+        self._due = due + self._interval
+        return True
+
+    def give_back(self) -> None:
+        """Undo a ``take`` whose call was refused by another limit."""
+        self._due -= self._interval
+
+    def retry_after(self, now: float) -> float:
+        """Seconds until a token is there; 0 when one is."""
+        return max(0.0, self._due - now - self._tolerance)
+
+    def tokens(self, now: float) -> float:
+        """Tokens in the bucket."""
+        return self.burst - max(0.0, self._due - now) / self._interval
+
+    def after_fork(self) -> None:
+        """Nothing is in flight here: a child starts with the tokens its parent had."""
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        return {
+            "requests": self.requests, "per": self.per, "burst": self.burst, "tokens": round(self.tokens(now), 6),
+        }
+
+
+class AllOf:
+    """Several limits of which each must have a token; a token taken from one is given back when another refuses."""
+
+    __slots__ = ("limits",)
+
+    def __init__(self, limits: Sequence[RateLimit]) -> None:
+        self.limits = tuple(limits)
+
+    def take(self, now: float) -> bool:
+        for index, limit in enumerate(self.limits):
+            if not limit.take(now):
+                for taken in self.limits[:index]:
+                    taken.give_back()
+                return False
+        return True
+
+    def retry_after(self, now: float) -> float:
+        return max(limit.retry_after(now) for limit in self.limits)
