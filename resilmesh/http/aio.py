@@ -1,0 +1,242 @@
+"""``AsyncTransport``: a policy in an ``httpx.AsyncClient`` or ``httpx2.AsyncClient``, under asyncio or trio.
+
+    client = httpx.AsyncClient(transport=resilmesh.http.AsyncTransport(mesh))
+
+Every limit of time is exact. Mostly the network backend sees to it; where a call may wait for something else than its
+own socket (a neighbour's read on a shared HTTP/2 connection, a foreign transport, a generator of the user), a cancel
+scope does, which costs more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from resilmesh.drive.aio import run
+from resilmesh.engine.verdict import Verdict
+from resilmesh.errors import Forbidden
+from resilmesh.http import pool
+from resilmesh.http.backend import CURRENT, INFINITY, LimitPassed
+from resilmesh.http.base import PolicyTransport
+from resilmesh.http.exchange import KEPT_BYTES, Exchange
+from resilmesh.http.library import library_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+    from types import TracebackType
+    from typing import Self
+
+    import httpx
+    import httpx2
+
+    from resilmesh.engine.call import Call, Step
+    from resilmesh.engine.verdict import Answer
+
+    class _ClientTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):  # type: ignore[misc]  # one signature serves both
+        pass
+else:
+    _ClientTransport = object
+
+
+class AsyncExchange(Exchange):
+    """An exchange in this task."""
+
+    __slots__ = ()
+
+    async def send(self, call: Call) -> Answer:
+        if call.injected is not None:
+            return self.injected(call.injected)
+        sent = self.prepare(call)
+        lane, outer = self.lane, CURRENT.get()
+        CURRENT.set(self.wire)
+        try:
+            if lane.foreign or lane.multiplexed or (self.body is not None and self.body.runs_code):
+                response = await self.within(lane.inner.handle_async_request(sent))
+            else:
+                response = await lane.inner.handle_async_request(sent)
+        except LimitPassed as limit:
+            if lane.multiplexed:
+                await self.heal(None)
+            return self.limited(limit)
+        except Exception as error:
+            return self.failed(error)
+        except BaseException:
+            await self.heal(None)
+            raise
+        finally:
+            CURRENT.set(outer)
+            if lane.foreign:
+                self.adopt_read_body(sent)
+        return self.responded(response)
+
+    async def within(self, awaitable: Awaitable[Any]) -> Any:
+        """Await, up to the limits of the wire. anyio's scope and not a native cancellation, which httpcore's shields do not stop."""
+        from anyio import CancelScope, current_time
+
+        wire = self.wire
+        left = wire.until - wire.monotonic()
+        idle = wire.idle_timeout < left
+        with CancelScope(deadline=current_time() + min(left, wire.idle_timeout)):
+            return await awaitable
+        raise LimitPassed(idle=idle)
+
+    async def set_aside(self) -> None:
+        response = self.response
+        if response is None or response.is_closed:
+            return
+        content, whole = bytearray(), False
+        self.wire.until = self.keep_until()
+        chunks = self.chunks(response.stream)
+        try:
+            while (chunk := await anext(chunks, None)) is not None:
+                content += chunk
+                if len(content) > KEPT_BYTES:
+                    break
+            else:
+                whole = True
+        except (Exception, LimitPassed):  # noqa: S110  # the rest is lost, and it was only being kept
+            pass
+        finally:
+            await self.free(response.stream, whole=whole)
+        self.keep(bytes(content[:KEPT_BYTES]), whole=whole)
+
+    async def chunks(self, stream: Any) -> AsyncIterator[bytes]:
+        """The parts of a response body, each read within the limits of the wire."""
+        wire, lane = self.wire, self.lane
+        guarded = lane.foreign or lane.multiplexed
+        advance = aiter(stream).__anext__
+        while True:
+            outer = CURRENT.get()
+            CURRENT.set(wire)
+            try:
+                if guarded and (wire.until != INFINITY or wire.idle_timeout != INFINITY):
+                    chunk = await self.within(advance())
+                else:
+                    chunk = await advance()
+            except StopAsyncIteration:
+                return
+            finally:
+                CURRENT.set(outer)
+            yield chunk
+
+    async def free(self, stream: Any, *, whole: bool) -> None:
+        """Close a response stream, ``whole`` or not."""
+        try:
+            await stream.aclose()
+        except BaseException:
+            await self.heal(stream)
+            raise
+        if not whole and self.lane.multiplexed:
+            await self.heal(stream)
+
+    async def heal(self, stream: Any) -> None:
+        """Repair the pool after a call was cancelled, or left an HTTP/2 stream behind."""
+        if self.lane.foreign:
+            return
+        broken = pool.heal(self.lane.inner._pool, stream)
+        if broken:
+            from anyio import CancelScope
+
+            with CancelScope(shield=True):
+                for connection in broken:
+                    await connection.aclose()
+
+    def result(self, step: Step) -> Any:
+        """What the user gets; a body that is still to come is ours."""
+        response = self.conclude(step)
+        if not self.answer.complete:
+            response.stream = self.library.stream(AsyncBody, "AsyncByteStream")(self, response.stream)
+        return response
+
+
+class AsyncBody:
+    """The body of a committed response: the call ends when it ends, is closed, or is forgotten."""
+
+    def __init__(self, exchange: AsyncExchange, stream: Any) -> None:
+        self._ended = False
+        self._exchange = exchange
+        self._stream = stream
+        exchange.body_begins()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        exchange = self._exchange
+        chunks = exchange.chunks(self._stream)
+        while True:
+            try:
+                chunk = await anext(chunks)
+            except StopAsyncIteration:
+                break
+            except LimitPassed as limit:
+                self._ended = True
+                error = exchange.body_limited(limit)
+                await exchange.free(self._stream, whole=False)
+                raise error from None
+            except Exception as error:
+                self._ended = True
+                exchange.body_failed(error)
+                raise
+            except BaseException:
+                self._ended = True
+                exchange.abandon()
+                await exchange.heal(self._stream)
+                raise
+            yield chunk
+        if not self._ended:
+            self._ended = True
+            exchange.body_ended(Verdict.SUCCESS)
+
+    async def aclose(self) -> None:
+        early = not self._ended
+        self._ended = True
+        try:
+            await self._exchange.free(self._stream, whole=not early)
+        finally:
+            if early:
+                self._exchange.body_ended(self._exchange.answer.verdict)
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self._exchange.call.orphan()
+
+
+class AsyncTransport(PolicyTransport, _ClientTransport):
+    """A transport for ``httpx.AsyncClient`` and ``httpx2.AsyncClient`` that applies a mesh's policy to each request.
+
+    ``inner``: the transport to send with. Absent: the client library's own ``AsyncHTTPTransport``, made with
+    ``options`` (``verify``, ``cert``, ``trust_env``, ``http1``, ``http2``, ``limits``, ``proxy``, ``uds``,
+    ``local_address``, ``retries``, ``socket_options``), one for each endpoint. ``limits`` hold for each endpoint.
+    """
+
+    _kind = "AsyncHTTPTransport"
+    _exchange = AsyncExchange
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send one request. Raises the client's own exceptions, and ours in the client's dialect (``http.errors``)."""
+        try:
+            exchange = self._begin(request)
+        except Forbidden as error:
+            return self._forbidden(error, request)
+        if self._mesh.table is not self._table or self._lanes.retired:
+            await self._sweep()
+        if exchange is None:
+            return await self._lanes.passing(library_of(request)).handle_async_request(request)
+        return exchange.result(await run(exchange.call, exchange, self._clock))
+
+    async def _sweep(self) -> None:
+        self._compare()
+        for inner in self._lanes.drained():
+            await inner.aclose()
+
+    async def __aenter__(self) -> Self:
+        if self._lanes.given is not None:
+            await self._lanes.given.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, traceback: TracebackType | None = None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection, and the inner transport."""
+        for inner in self._lanes.clear():
+            await inner.aclose()

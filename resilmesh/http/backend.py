@@ -1,0 +1,360 @@
+"""The network underneath the client: where an endpoint is dialled, and every socket operation has an end.
+
+httpcore dials the host of the URL and gives each operation the client's time-out anew, so that a server which
+sends a byte now and then holds a call for ever (0.3 s became 1.96 s). These backends wrap httpcore's own: they dial
+the endpoint while URL, Host and SNI stay as the application wrote them; they bound connect, TLS handshake, read and
+write by what is left of the attempt; and they know whether a byte of the request was written.
+
+**Why ``LimitPassed`` is no Exception.** httpcore treats a BaseException as it treats cancellation: an HTTP/1.1
+connection is closed, and on HTTP/2, where any Exception from a read marks the whole connection broken, the neighbours
+of the call are left alone. It never leaves this package: the transports turn it into an answer.
+
+Nothing here imports a client library: the wrapped backend is the one that the pool came with.
+"""
+
+# ruff: noqa: ASYNC109  # httpcore's interface has time-outs as arguments
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+INFINITY = float("inf")
+
+#: A blocking send of httpcore's waits anew for each part; a part of this size is taken whole once the socket is writable.
+_SLICE = 16 * 1024
+#: The least that is left to a TLS handshake: 0 would make a socket non-blocking, which is not a time-out.
+_INSTANT = 0.001
+
+
+class LimitPassed(BaseException):
+    """A limit of ours ended an operation. ``connecting``: before there was a connection. ``idle``: by idleTimeout."""
+
+    def __init__(self, *, connecting: bool = False, idle: bool = False) -> None:
+        super().__init__()
+        self.connecting = connecting
+        self.idle = idle
+
+
+class Wire:
+    """What a transport tells the backend about the attempt at hand, and what the backend tells it back."""
+
+    __slots__ = ("connect_timeout", "idle_timeout", "monotonic", "until", "written")
+
+    def __init__(self, monotonic: Callable[[], float], connect_timeout: float, idle_timeout: float) -> None:
+        self.monotonic = monotonic
+        #: Seconds to connect, TLS included; ``inf`` when the policy does not say.
+        self.connect_timeout = connect_timeout
+        #: Seconds without a byte of the response; likewise.
+        self.idle_timeout = idle_timeout
+        #: Absolute end of the attempt, and once there are headers of the call.
+        self.until = INFINITY
+        #: Whether a byte of the request may have left.
+        self.written = False
+
+    def left(self) -> float:
+        """Seconds that remain, more than none. Raises ``LimitPassed``."""
+        left = self.until - self.monotonic()
+        if left <= 0:
+            raise LimitPassed
+        return left
+
+    def bound(self, timeout: float | None) -> tuple[float | None, bool]:
+        """Time-out of an operation to which the client gives ``timeout``, and whether it is ours. Raises ``LimitPassed``."""
+        left = self.left()
+        if left == INFINITY or (timeout is not None and timeout <= left):
+            return timeout, False
+        return left, True
+
+    def connect_by(self) -> float:
+        """Absolute end of a connect that begins now, by connectTimeout."""
+        return self.monotonic() + self.connect_timeout
+
+    def connect_bound(self, timeout: float | None, connect_by: float) -> tuple[float | None, bool]:
+        """Like ``bound``. A connectTimeout that passes is no limit of ours but the client's own ConnectTimeout."""
+        now = self.monotonic()
+        left = self.until - now
+        if left <= 0:
+            raise LimitPassed(connecting=True)
+        for_connect = max(connect_by - now, _INSTANT)
+        if timeout is None or for_connect < timeout:
+            timeout = None if for_connect == INFINITY else for_connect
+        if timeout is not None and timeout <= left:
+            return timeout, False
+        return (None, False) if left == INFINITY else (left, True)
+
+
+#: The attempt that the code below a transport is working for.
+CURRENT: ContextVar[Wire | None] = ContextVar("resilmesh.http.wire", default=None)
+
+
+class _Stream:
+    """What both kinds of stream share. ``core`` is httpcore or httpcore2."""
+
+    __slots__ = ("_connect_by", "_core", "_inner", "_proof", "get_extra_info", "torn")
+
+    def __init__(self, inner: Any, core: Any, connect_by: float, proof: tuple[str, str] | None) -> None:
+        self._proof = proof
+        self._inner = inner
+        self._core = core
+        self._connect_by = connect_by
+        self.get_extra_info: Callable[[str], Any] = inner.get_extra_info
+        #: A write was cut short, so what follows on the connection would be misread. Matters to HTTP/2 alone:
+        #: an HTTP/1.1 connection is closed by whatever cut it short.
+        self.torn = False
+
+    def _name_to_prove(self, server_hostname: str | None) -> str | None:
+        """Through a proxy the URL names the endpoint, but TLS is to prove the host that the application wrote."""
+        if self._proof is not None and server_hostname == self._proof[0]:
+            return self._proof[1]
+        return server_hostname
+
+    def _refuse_if_torn(self) -> None:
+        if self.torn:
+            raise self._core.WriteError("an earlier request was cut short in the middle of a frame")
+
+
+class Stream(_Stream):
+    """A blocking connection."""
+
+    __slots__ = ("close",)
+
+    def __init__(self, inner: Any, core: Any, connect_by: float, proof: tuple[str, str] | None) -> None:
+        super().__init__(inner, core, connect_by, proof)
+        self.close: Callable[[], None] = inner.close
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> Any:
+        wire = CURRENT.get()
+        if wire is None:
+            return self._inner.read(max_bytes, timeout)
+        idle = wire.idle_timeout
+        while True:
+            left = wire.left()
+            if idle < left:
+                left = idle
+            if left == INFINITY or (timeout is not None and timeout <= left):
+                return self._inner.read(max_bytes, timeout)
+            try:
+                return self._inner.read(max_bytes, left)
+            except self._core.TimeoutException:
+                if left == idle:
+                    raise LimitPassed(idle=True) from None
+            # Usually the limit has passed and `left` says so; a timer that was a hair early leaves a rest to wait.
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._refuse_if_torn()
+        wire = CURRENT.get()
+        if wire is None:
+            self._inner.write(buffer, timeout)
+            return
+        wire.written = True
+        # httpcore waits anew for each part that the socket takes, so a part must be one that it takes whole.
+        size = _SLICE if wire.until != INFINITY else len(buffer) or 1
+        view = memoryview(buffer)
+        ours = False
+        try:
+            for start in range(0, len(view), size):
+                bound, ours = wire.bound(timeout)
+                self._inner.write(view[start : start + size], bound)
+        except BaseException as error:
+            self.torn = True
+            if ours and isinstance(error, self._core.TimeoutException):
+                raise LimitPassed from None
+            raise
+
+    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Stream:
+        wire = CURRENT.get()
+        ours = False
+        if wire is not None:
+            timeout, ours = wire.connect_bound(timeout, self._connect_by)
+        try:
+            stream = self._inner.start_tls(ssl_context, self._name_to_prove(server_hostname), timeout)
+        except self._core.TimeoutException:
+            if ours:
+                raise LimitPassed(connecting=True) from None
+            raise
+        return Stream(stream, self._core, self._connect_by, self._proof)
+
+
+class Backend:
+    """Dials ``address`` (host, port), or where the URL says, by the blocking backend ``inner``.
+
+    ``proof`` (a host that TLS would be asked to prove, the host to prove in its place) is for proxies.
+    """
+
+    def __init__(self, inner: Any, core: Any, address: tuple[str, int] | None, proof: tuple[str, str] | None = None) -> None:
+        self._inner = inner
+        self._core = core
+        self._address = address
+        self._proof = proof
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> Stream:
+        if self._address is not None:
+            host, port = self._address
+        wire = CURRENT.get()
+        if wire is None:
+            return Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options), self._core, INFINITY, self._proof)
+        by = wire.connect_by()
+        # One at a time, because `socket.create_connection` gives each address of a name the whole time-out anew.
+        addresses = _addresses(host, port)
+        for address in addresses:
+            bound, ours = wire.connect_bound(timeout, by)
+            try:
+                stream = self._inner.connect_tcp(address, port, bound, local_address, socket_options)
+            except self._core.TimeoutException:
+                if ours:
+                    raise LimitPassed(connecting=True) from None
+                raise
+            except self._core.ConnectError:
+                if address == addresses[-1]:
+                    raise
+            else:
+                break
+        return Stream(stream, self._core, by, self._proof)
+
+    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None) -> Stream:
+        wire = CURRENT.get()
+        by, ours = INFINITY, False
+        if wire is not None:
+            by = wire.connect_by()
+            timeout, ours = wire.connect_bound(timeout, by)
+        try:
+            return Stream(self._inner.connect_unix_socket(path, timeout, socket_options), self._core, by, self._proof)
+        except self._core.TimeoutException:
+            if ours:
+                raise LimitPassed(connecting=True) from None
+            raise
+
+    def sleep(self, seconds: float) -> None:
+        wire = CURRENT.get()
+        left = INFINITY if wire is None else wire.left()
+        self._inner.sleep(min(seconds, left))
+        if left <= seconds:
+            raise LimitPassed(connecting=True)
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    """Every address of a name, in the system's order. A name that cannot be resolved is left to httpcore to fail on."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return [host]
+    return list(dict.fromkeys(str(each[4][0]) for each in found)) or [host]
+
+
+class AsyncStream(_Stream):
+    """A connection under asyncio or trio."""
+
+    __slots__ = ("aclose",)
+
+    def __init__(self, inner: Any, core: Any, connect_by: float, proof: tuple[str, str] | None) -> None:
+        super().__init__(inner, core, connect_by, proof)
+        self.aclose: Callable[[], Any] = inner.aclose
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> Any:
+        wire = CURRENT.get()
+        if wire is None:
+            return await self._inner.read(max_bytes, timeout)
+        idle = wire.idle_timeout
+        while True:
+            left = wire.left()
+            if idle < left:
+                left = idle
+            if left == INFINITY or (timeout is not None and timeout <= left):
+                return await self._inner.read(max_bytes, timeout)
+            try:
+                return await self._inner.read(max_bytes, left)
+            except self._core.TimeoutException:
+                if left == idle:
+                    raise LimitPassed(idle=True) from None
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._refuse_if_torn()
+        wire = CURRENT.get()
+        ours = False
+        try:
+            if wire is not None:
+                wire.written = True
+                timeout, ours = wire.bound(timeout)
+            await self._inner.write(buffer, timeout)
+        except BaseException as error:
+            self.torn = True
+            if ours and isinstance(error, self._core.TimeoutException):
+                raise LimitPassed from None
+            raise
+
+    async def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> AsyncStream:
+        wire = CURRENT.get()
+        ours = False
+        try:
+            if wire is not None:
+                timeout, ours = wire.connect_bound(timeout, self._connect_by)
+            stream = await self._inner.start_tls(ssl_context, self._name_to_prove(server_hostname), timeout)
+        except self._core.TimeoutException:
+            if ours:
+                raise LimitPassed(connecting=True) from None
+            raise
+        except Exception:
+            raise
+        except BaseException:
+            # httpcore closes the socket after an error, and forgets it after a cancellation.
+            await _close_shielded(self._inner)
+            raise
+        return AsyncStream(stream, self._core, self._connect_by, self._proof)
+
+
+async def _close_shielded(stream: Any) -> None:
+    from anyio import CancelScope
+
+    with CancelScope(shield=True):
+        await stream.aclose()
+
+
+class AsyncBackend:
+    """Dials ``address`` (host, port), or where the URL says, by the asynchronous backend ``inner``."""
+
+    def __init__(self, inner: Any, core: Any, address: tuple[str, int] | None, proof: tuple[str, str] | None = None) -> None:
+        self._inner = inner
+        self._core = core
+        self._address = address
+        self._proof = proof
+
+    async def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> AsyncStream:
+        if self._address is not None:
+            host, port = self._address
+        return await self._connect(self._inner.connect_tcp, (host, port), timeout, (local_address, socket_options))
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> AsyncStream:
+        return await self._connect(self._inner.connect_unix_socket, (path,), timeout, (socket_options,))
+
+    async def _connect(
+        self, connect: Callable[..., Any], where: tuple[Any, ...], timeout: float | None, options: tuple[Any, ...]
+    ) -> AsyncStream:
+        wire = CURRENT.get()
+        by, ours = INFINITY, False
+        if wire is not None:
+            by = wire.connect_by()
+            timeout, ours = wire.connect_bound(timeout, by)
+        try:
+            return AsyncStream(await connect(*where, timeout, *options), self._core, by, self._proof)
+        except self._core.TimeoutException:
+            if ours:
+                raise LimitPassed(connecting=True) from None
+            raise
+
+    async def sleep(self, seconds: float) -> None:
+        wire = CURRENT.get()
+        left = INFINITY if wire is None else wire.left()
+        await self._inner.sleep(min(seconds, left))
+        if left <= seconds:
+            raise LimitPassed(connecting=True)

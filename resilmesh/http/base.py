@@ -1,0 +1,61 @@
+"""What the blocking and the asynchronous transport share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from resilmesh.errors import Forbidden
+from resilmesh.http import replies
+from resilmesh.http.errors import in_dialect
+from resilmesh.http.exchange import Exchange
+from resilmesh.http.lanes import Lanes
+from resilmesh.http.library import library_of
+
+if TYPE_CHECKING:
+    from resilmesh.mesh import Mesh
+
+_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+
+
+class PolicyTransport:
+    """Finds the plan of a request, and the lanes to send it on."""
+
+    #: Name of the library's own transport, and the exchange that speaks to it.
+    _kind: ClassVar[str]
+    _exchange: ClassVar[type[Exchange]]
+
+    def __init__(self, mesh: Mesh, inner: Any = None, **options: Any) -> None:
+        self._mesh = mesh
+        self._clock = mesh.clock
+        self._lanes = Lanes(self._kind, inner, options)
+        #: The policy that the lanes were last compared with.
+        self._table = mesh.table
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh whose policy applies."""
+        return self._mesh
+
+    def _begin(self, request: Any) -> Any:
+        """The exchange that a request begins; ``None`` when no policy applies. Raises ``Forbidden``."""
+        library = library_of(request)
+        url = request.url
+        port = url.port
+        plan = self._mesh.route_http(
+            request.method, url.host, _PORTS.get(url.scheme, 0) if port is None else port, url.raw_path.decode("ascii"), request.headers
+        )
+        if plan is None:
+            return None
+        return self._exchange(self._lanes, library, request, plan, self._clock)
+
+    def _forbidden(self, error: Forbidden, request: Any) -> Any:
+        """What a request to a host of no service ends in, under ``outbound: REGISTRY_ONLY``."""
+        library = library_of(request)
+        if self._mesh.respond:
+            return replies.response(library, error.reply, {"service": None, "route": None, "attempts": 0, "endpoint": None})
+        raise in_dialect(error, library, request) from None
+
+    def _compare(self) -> None:
+        """The policy was reloaded: lanes to endpoints that it has no more go out of use."""
+        self._table = table = self._mesh.table
+        self._lanes.retire(table.addresses)

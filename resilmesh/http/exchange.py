@@ -1,0 +1,237 @@
+"""One call over HTTP: what its attempts send and what their outcomes are. No I/O: ``transport`` and ``aio`` add that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from resilmesh.drive.context import DEADLINE
+from resilmesh.engine.call import RETURN, Call
+from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict
+from resilmesh.errors import DeadlineExceeded, InjectedFault
+from resilmesh.http import classify, replies
+from resilmesh.http.backend import INFINITY, LimitPassed, Wire
+from resilmesh.http.bodies import RequestBody
+from resilmesh.http.errors import in_dialect
+from resilmesh.units import format_duration
+
+if TYPE_CHECKING:
+    from resilmesh.clock import Clock
+    from resilmesh.engine.call import Step
+    from resilmesh.engine.plan import Plan
+    from resilmesh.http.lanes import Lane, Lanes
+    from resilmesh.http.library import Library
+
+#: What is kept of a response that may still have to be returned after a backoff.
+KEPT_BYTES: Final = 64 * 1024
+#: Seconds that reading it may take when the backoff is shorter than that.
+KEPT_SECONDS: Final = 0.05
+
+_TIMER_SLACK: Final = 0.002
+_NO_POOL_SLOT: Final = Answer(Verdict.IGNORED, timed_out=True)
+
+
+class Exchange:
+    """What the drive loop asks for attempts, and what the transport asks for the result."""
+
+    __slots__ = (
+        "_address", "_clock", "_outer", "answer", "body", "call", "error", "lane", "lanes", "library", "plan", "request", "response",
+        "wire",
+    )
+
+    def __init__(self, lanes: Lanes, library: Library, request: Any, plan: Plan, clock: Clock) -> None:
+        self.lanes = lanes
+        self.library = library
+        self.request = request
+        self.plan = plan
+        self._clock = clock
+        self._outer = DEADLINE.get()
+        # Bytes, which nearly every body is, need no looking after.
+        stream = request.stream
+        self.body = None if isinstance(stream, library.byte_stream) else RequestBody(stream)
+        self.call = Call(plan, classify.is_idempotent(request, plan), self.body is None or self.body.replayable, self._outer)
+        acts = plan.mode == "ENFORCE"
+        self.wire = Wire(
+            clock.monotonic,
+            plan.connect_timeout if acts and plan.connect_timeout is not None else INFINITY,
+            plan.idle_timeout if acts and plan.idle_timeout is not None else INFINITY,
+        )
+        #: The last outcome: one of them, and how it was classified.
+        self.response: Any = None
+        self.error: Exception | None = None
+        self.answer = NO_VERDICT
+        self._address: str | None = None
+
+    #: Where the last attempt was sent; set by ``prepare``.
+    lane: Lane
+
+    # ------------------------------------------------------------------------------------------ sending
+
+    def prepare(self, call: Call) -> Any:
+        """The request of the next attempt: the user's own, or a copy where something must differ."""
+        endpoint = call.endpoint
+        request, wire = self.request, self.wire
+        self.lane = lane = self.lanes.to(self.library, endpoint, request)
+        self._address = None if endpoint is None else endpoint.address
+        if call.number > 1:
+            self.response = self.error = None
+            if self.body is not None:
+                self.body.rewind()
+        wire.until = min(call.headers_by, call.deadline)
+        # On a shared connection a neighbour may have written our frames.
+        wire.written = lane.multiplexed
+        moves = lane.rewrites and endpoint is not None
+        if wire.until == INFINITY and not moves:
+            return request
+        sent = object.__new__(type(request))
+        sent.__dict__.update(request.__dict__)
+        sent.extensions = extensions = dict(request.extensions)
+        if moves:
+            sent.url = request.url.copy_with(host=endpoint.host, port=endpoint.port)  # type: ignore[union-attr]  # see `moves`
+            extensions.setdefault("sni_hostname", request.url.host)
+        if wire.until != INFINITY:
+            extensions["timeout"] = self._timeouts(extensions.get("timeout"), foreign=lane.foreign)
+        return sent
+
+    def _timeouts(self, own: dict[str, float | None] | None, *, foreign: bool) -> dict[str, float | None]:
+        """The client's time-outs, bounded by ours where our backend is not asked: for the pool, and all of a foreign transport."""
+        left = max(self.wire.until - self.wire.monotonic(), 0.0)
+        bounded = dict(own) if own else {}
+        for each in ("pool", "connect", "read", "write") if foreign else ("pool",):
+            limit = min(left, self.wire.idle_timeout) if each == "read" else left
+            mine = bounded.get(each)
+            if mine is None or limit < mine:
+                bounded[each] = limit
+        return bounded
+
+    def adopt_read_body(self, sent: Any) -> None:
+        """A mock reads the body of the request that it gets; the user expects to find it in the one that he sent."""
+        if sent is not self.request and "_content" in sent.__dict__ and "_content" not in self.request.__dict__:
+            self.request._content, self.request.stream = sent._content, sent.stream
+
+    # ----------------------------------------------------------------------------------------- outcomes
+
+    def injected(self, status: int) -> Answer:
+        """A fault of attempt scope answers in place of the service."""
+        self.response, self.error = replies.response(self.library, replies.of_fault(status), {}), None
+        self.answer = classify.of_injected(status)
+        return self.answer
+
+    def responded(self, response: Any) -> Answer:
+        self.response = response
+        self.answer = classify.of_response(response, self._clock)
+        return self.answer
+
+    def failed(self, error: Exception) -> Answer:
+        """The client raised. A time-out of its own that we had shortened is ours."""
+        timeouts = self.library.client.TimeoutException
+        if isinstance(error, timeouts) and self.wire.monotonic() >= self.wire.until - _TIMER_SLACK:
+            waited_for_pool = isinstance(error, self.library.client.PoolTimeout)
+            answer = self.limited(LimitPassed(connecting=isinstance(error, self.library.client.ConnectTimeout)))
+            if waited_for_pool:
+                answer = self.answer = _NO_POOL_SLOT
+            return answer
+        self.error = error
+        self.answer = classify.of_error(error, self.wire.written)
+        return self._sendable_after_all(self.answer)
+
+    def limited(self, limit: LimitPassed) -> Answer:
+        """A limit of ours passed. The engine knows which error that is, but for idleTimeout."""
+        idle = limit.idle and self.plan.idle_timeout is not None
+        what = f"idleTimeout of {format_duration(self.plan.idle_timeout or 0)}" if idle else "time limit of the attempt"
+        self.error = self._deadline_error(f"no response within the {what}")
+        self.answer = classify.of_limit(limit)
+        return self._sendable_after_all(self.answer)
+
+    def _sendable_after_all(self, answer: Answer) -> Answer:
+        # A generator that nobody has touched can still be sent.
+        if answer.verdict is Verdict.UNSENT and self.body is not None and self.body.untouched:
+            self.call.replayable = True
+        return answer
+
+    def _deadline_error(self, why: str) -> DeadlineExceeded:
+        plan = self.plan
+        where = plan.service if plan.route is None else f"{plan.service}/{plan.route}"
+        error = DeadlineExceeded(f"{where}: {why}", service=plan.service, route=plan.route, attempts=self.call.number)
+        return in_dialect(error, self.library, self.request)  # type: ignore[return-value]  # a subclass of what it is given
+
+    # ---------------------------------------------------------------------------------- keeping an outcome
+
+    def keep(self, content: bytes, *, whole: bool) -> None:
+        """Replace the response, whose connection is free now, by what was kept of it."""
+        old = self.response
+        self.response = self.library.response(
+            old.status_code, headers=old.headers.raw, stream=self.library.byte_stream(content), extensions=old.extensions
+        )
+        self.response.extensions["resilmesh"] = {"truncated": not whole}
+        self.answer = OK
+
+    def keep_until(self) -> float:
+        """Absolute time by which reading what is kept must be over: the backoff, or a moment if it is shorter."""
+        return min(self.call.deadline, max(self.call.wake_at, self._clock.monotonic() + KEPT_SECONDS))
+
+    # ------------------------------------------------------------------------------------------- result
+
+    def facts(self) -> dict[str, Any]:
+        """``response.extensions["resilmesh"]``: where the call went."""
+        plan = self.plan
+        return {"service": plan.service, "route": plan.route, "attempts": self.call.number, "endpoint": self._address}
+
+    def conclude(self, step: Step) -> Any:
+        """The response, or the exception, that the user gets. A response with a body still to come has ``answer.complete`` unset."""
+        if step is RETURN:
+            response = self.response
+            if response is None:
+                return self._conclude_error()
+            self.response = None
+            facts = self.facts()
+            facts.update(response.extensions.get("resilmesh", ()))
+            response.extensions["resilmesh"] = facts
+            return response
+        self.answer = OK
+        error = self.call.error
+        if error is None:
+            raise RuntimeError(f"the engine ended a call with {step} and no error")
+        if self.plan.respond or isinstance(error, InjectedFault):
+            return replies.response(self.library, replies.of_call_error(error), self.facts())
+        raise in_dialect(error, self.library, self.request)
+
+    def _conclude_error(self) -> Any:
+        self.answer = OK
+        error, self.error = self.error, None  # no cycle through the traceback
+        if error is None:
+            raise RuntimeError("the engine returned a call that has neither response nor exception")
+        if self.plan.respond and self.plan.mode == "ENFORCE":
+            if isinstance(error, DeadlineExceeded):
+                reply: replies.Reply | None = replies.of_call_error(error)
+            else:
+                reply = replies.of_client_error(error, self.call.number)
+            if reply is not None:
+                return replies.response(self.library, reply, self.facts())
+        raise error
+
+    # --------------------------------------------------------------------------------------------- body
+
+    def body_begins(self) -> None:
+        """The headers are there: from here on the call's own deadline bounds the wire."""
+        self.wire.until = self.call.deadline
+
+    def body_ended(self, verdict: Verdict) -> None:
+        self.call.ended(self._clock.monotonic(), self.call.number, verdict)
+
+    def body_limited(self, limit: LimitPassed) -> DeadlineExceeded:
+        """A limit of ours passed in the body: ends the call, and gives the error for the user."""
+        inherited = not limit.idle and self._outer <= self.call.deadline
+        self.body_ended(Verdict.IGNORED if inherited else Verdict.FAILURE)
+        if limit.idle and self.plan.idle_timeout is not None:
+            return self._deadline_error(f"no byte of the response body within the idleTimeout of {format_duration(self.plan.idle_timeout)}")
+        if inherited or self.plan.timeout is None:
+            return self._deadline_error("the response body did not end within the deadline that this call inherited")
+        return self._deadline_error(f"the response body did not end within the timeout of {format_duration(self.plan.timeout)}")
+
+    def body_failed(self, error: Exception) -> None:
+        """The client's own exception in the body."""
+        verdict = classify.of_error(error, written=True).verdict
+        self.body_ended(Verdict.IGNORED if verdict is Verdict.IGNORED else Verdict.FAILURE)
+
+    def abandon(self) -> None:
+        self.call.abandon(self._clock.monotonic())

@@ -1,0 +1,109 @@
+"""Lanes: one inner transport for each endpoint, and one for "where the URL says".
+
+An endpoint has a lane of its own because httpcore's pool knows connections by the URL's origin, and two endpoints of
+a service share that. The client's ``limits`` therefore hold for each endpoint.
+
+A transport that is not the client library's own (``MockTransport``, ``ASGITransport``, a caching or an aiohttp
+transport) is the only lane there is, and learns the endpoint from the URL of the request; so does a transport behind
+a proxy, which dials for us.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from resilmesh.http import pool
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from resilmesh.http.library import Library
+    from resilmesh.state.outlier import Endpoint
+
+
+class Lane:
+    """An inner transport and what a call must know about it."""
+
+    __slots__ = ("foreign", "inner", "multiplexed", "rewrites")
+
+    def __init__(self, inner: Any, *, foreign: bool = False, multiplexed: bool = False, rewrites: bool = False) -> None:
+        self.inner = inner
+        #: Not the client's own transport: our network backend is not underneath.
+        self.foreign = foreign
+        #: Calls may share a connection (HTTP/2).
+        self.multiplexed = multiplexed
+        #: The endpoint is written into the URL, in place of being dialled.
+        self.rewrites = rewrites
+
+class Lanes:
+    """The lanes of one transport. ``kind`` is the name of the library's own transport class."""
+
+    def __init__(self, kind: str, inner: Any, options: dict[str, Any]) -> None:
+        if inner is not None and options:
+            raise TypeError(f"give {', '.join(options)} to the inner transport: with inner= they would have no effect")
+        self._kind = kind
+        #: The transport that the user gave; it is entered and closed with ours.
+        self.given = inner
+        self._options = options
+        self._foreign = Lane(inner, foreign=True, rewrites=True) if inner is not None and not pool.is_plain(inner) else None
+        self._prototypes: dict[str, Any] = {}
+        self._lanes: dict[tuple[str, str | None, str | None], Lane] = {}
+        #: Lanes to endpoints that have left the policy, until the last call on each has ended.
+        self.retired: list[Lane] = []
+        self._lock = threading.Lock()
+
+    def to(self, library: Library, endpoint: Endpoint | None, request: Any) -> Lane:
+        """The lane to an endpoint, or to where the URL says."""
+        if self._foreign is not None:
+            return self._foreign
+        address = None if endpoint is None else endpoint.address
+        try:
+            return self._lanes[library.name, address, None]
+        except KeyError:
+            return self._open(library, endpoint, request.url.host)
+
+    def passing(self, library: Library) -> Any:
+        """The inner transport for requests that no policy applies to: nothing of ours is in it."""
+        return self._foreign.inner if self._foreign is not None else self._prototype(library)
+
+    def _prototype(self, library: Library) -> Any:
+        found = self._prototypes.get(library.name)
+        if found is None:
+            made = self.given if self.given is not None else getattr(library.client, self._kind)(**self._options)
+            found = self._prototypes.setdefault(library.name, made)
+        return found
+
+    def _open(self, library: Library, endpoint: Endpoint | None, host: str) -> Lane:
+        with self._lock:
+            prototype = self._prototype(library)
+            # Behind a proxy the endpoint stands in the URL, and a connection is good for the one host that TLS proved.
+            proxied = endpoint is not None and pool.is_proxied(prototype)
+            key = (library.name, None if endpoint is None else endpoint.address, host if proxied else None)
+            if key not in self._lanes:
+                inner = pool.clone(prototype, library.core, endpoint, proves=host if proxied else None)
+                self._lanes[key] = Lane(inner, multiplexed=pool.speaks_http2(inner), rewrites=proxied)
+            return self._lanes[key]
+
+    def retire(self, addresses: Collection[str]) -> None:
+        """Take the lanes to endpoints that are not among ``addresses`` out of use."""
+        with self._lock:
+            for key in [key for key in self._lanes if key[1] is not None and key[1] not in addresses]:
+                self.retired.append(self._lanes.pop(key))
+
+    def drained(self) -> list[Any]:
+        """The inner transports of retired lanes whose last call has ended: for the caller to close."""
+        with self._lock:
+            done = [lane for lane in self.retired if pool.is_idle(lane.inner)]
+            self.retired = [lane for lane in self.retired if lane not in done]
+        return [lane.inner for lane in done]
+
+    def clear(self) -> list[Any]:
+        """Forget everything; gives the inner transports to close."""
+        with self._lock:
+            inner = [lane.inner for lane in (*self._lanes.values(), *self.retired)]
+            inner += self._prototypes.values()
+            if self.given is not None and self.given not in inner:
+                inner.append(self.given)
+            self._lanes, self._prototypes, self.retired = {}, {}, []
+        return inner

@@ -1,0 +1,136 @@
+"""The one place that reaches into the clients' private parts. Pinned by tests/http/test_pool.py for both libraries.
+
+* ``clone``: another transport of the same settings, with a pool of its own that uses our network backend;
+* ``heal``: what httpcore leaves behind when a call is cancelled. Its pool then counts connections as active that
+  nothing uses, until every later request waits for ever (1,200 random deadlines left "3 active"; encode/httpcore#1099);
+* ``one_call_each``: on a blocking HTTP/2 connection a call that reads holds up the others, and no thread can be
+  interrupted while it waits for a lock: so there each connection carries one call at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from resilmesh.http.backend import AsyncBackend, Backend
+
+if TYPE_CHECKING:
+    from resilmesh.state.outlier import Endpoint
+
+#: HTTP/2's error code for a stream that its client no longer wants (RFC 9113, section 7).
+_CANCEL = 8
+
+
+def is_plain(transport: Any) -> bool:
+    """Whether ``transport`` is the client library's own, with a pool that ``clone`` understands."""
+    kind = type(transport)
+    return (
+        kind.__name__ in ("HTTPTransport", "AsyncHTTPTransport")
+        and kind.__module__.partition(".")[0] in ("httpx", "httpx2")
+        and hasattr(getattr(transport, "_pool", None), "_network_backend")
+    )
+
+
+def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str | None = None) -> Any:
+    """A transport like ``transport``, with an empty pool that dials ``endpoint``, or where the URL says.
+
+    ``proves``: the pool's proxy does the dialling, by URLs that name the endpoint, and TLS is to prove this host.
+    """
+    pool = copy.copy(transport._pool)
+    pool._connections = []
+    pool._requests = []
+    pool._optional_thread_lock = type(pool._optional_thread_lock)()
+    blocking = hasattr(pool, "handle_request")
+    address = None if endpoint is None or proves is not None else (endpoint.host, endpoint.port)
+    proof = None if endpoint is None or proves is None else (endpoint.host, proves)
+    pool._network_backend = (Backend if blocking else AsyncBackend)(pool._network_backend, core, address, proof)
+    if blocking and pool._http2:
+        one_call_each(pool)
+    twin = copy.copy(transport)
+    twin._pool = pool
+    return twin
+
+
+def one_call_each(pool: Any) -> None:
+    """Have ``pool`` give a connection to one request at a time, HTTP/2 or not."""
+    create = pool.create_connection
+
+    def create_connection(origin: Any) -> Any:
+        connection = create(origin)
+        connection.is_available = lambda: connection.is_idle() and all(each.connection is not connection for each in pool._requests)
+        connection.can_multiplex = lambda: False
+        return connection
+
+    pool.create_connection = create_connection
+
+
+def speaks_http2(transport: Any) -> bool:
+    """Whether connections of the transport may be shared by calls."""
+    return bool(transport._pool._http2)
+
+
+def is_proxied(transport: Any) -> bool:
+    """Whether the pool dials a proxy in place of the URL's host."""
+    pool = transport._pool
+    return getattr(pool, "_proxy_url", None) is not None or getattr(pool, "_proxy", None) is not None
+
+
+def is_idle(transport: Any) -> bool:
+    """Whether no request uses the pool."""
+    return not transport._pool._requests
+
+
+def heal(pool: Any, stream: Any = None) -> list[Any]:
+    """Forget what a cancelled call left behind; gives the connections that the caller must then close.
+
+    ``stream`` is the response stream of the cancelled call, where there was one. Runs without a suspension
+    point, so that no second cancellation can interrupt it.
+    """
+    with pool._optional_thread_lock:
+        request = getattr(getattr(stream, "_httpcore_stream", None), "_pool_request", None)
+        if request in pool._requests:
+            pool._requests.remove(request)
+        used = {id(each.connection) for each in pool._requests}
+        stuck = [each for each in pool._connections if id(each) not in used and not each.is_idle() and not each.is_closed()]
+        lost = [each for each in stuck if not _shared(each)]
+        pool._connections = [each for each in pool._connections if each not in lost]
+        for connection in pool._connections:
+            _reset_unwanted(connection)
+        # Those who wait get what has become free.
+        return lost + list(pool._assign_requests_to_connections())
+
+
+def _shared(connection: Any) -> bool:
+    """An HTTP/2 connection stays good when a call on it is cancelled."""
+    protocol = _protocol(connection)
+    return hasattr(protocol, "_h2_state") and not protocol._network_stream.torn
+
+
+def _protocol(connection: Any) -> Any:
+    """The HTTP/1.1 or HTTP/2 connection inside of httpcore's wrappers (proxies have two)."""
+    while hasattr(connection, "_connection"):
+        connection = connection._connection
+    return connection
+
+
+def _reset_unwanted(connection: Any) -> None:
+    """Reset HTTP/2 streams that no call reads any more.
+
+    httpcore only forgets them: what the service goes on to send would use up the flow-control window that all calls
+    on the connection share. The reset leaves with the next frame.
+    """
+    protocol = _protocol(connection)
+    if not hasattr(protocol, "_h2_state"):
+        return
+    if protocol._network_stream.torn:
+        protocol._connection_error = True
+        return
+    for number in _unwanted(protocol):
+        protocol._h2_state.reset_stream(number, _CANCEL)
+
+
+def _unwanted(protocol: Any) -> Iterator[int]:
+    for number, stream in list(protocol._h2_state.streams.items()):
+        if number not in protocol._events and not stream.closed:
+            yield number

@@ -1,0 +1,209 @@
+"""``Transport``: a policy in an ``httpx.Client`` or ``httpx2.Client``.
+
+    client = httpx.Client(transport=resilmesh.http.Transport(mesh))
+
+A total deadline is exact, body included: see ``backend``. With a foreign ``inner=`` a server that drips its answer can
+exceed it, because only the time-outs of that transport bound it. A Python thread cannot be interrupted: code of the
+user that runs inside a call (a generator body, a trace callback) is not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from resilmesh.drive.sync import run
+from resilmesh.engine.verdict import Verdict
+from resilmesh.errors import Forbidden
+from resilmesh.http import pool
+from resilmesh.http.backend import CURRENT, LimitPassed
+from resilmesh.http.base import PolicyTransport
+from resilmesh.http.exchange import KEPT_BYTES, Exchange
+from resilmesh.http.library import library_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    import httpx
+    import httpx2
+
+    from resilmesh.engine.call import Call, Step
+    from resilmesh.engine.verdict import Answer
+
+    class _ClientTransport(httpx.BaseTransport, httpx2.BaseTransport):  # type: ignore[misc]  # one signature serves both
+        pass
+else:
+    _ClientTransport = object
+
+
+class SyncExchange(Exchange):
+    """An exchange on this thread."""
+
+    __slots__ = ()
+
+    def send(self, call: Call) -> Answer:
+        if call.injected is not None:
+            return self.injected(call.injected)
+        sent = self.prepare(call)
+        lane, outer = self.lane, CURRENT.get()
+        CURRENT.set(self.wire)
+        try:
+            response = lane.inner.handle_request(sent)
+        except LimitPassed as limit:
+            if lane.multiplexed:
+                self.heal(None)
+            return self.limited(limit)
+        except Exception as error:
+            return self.failed(error)
+        except BaseException:
+            self.heal(None)
+            raise
+        finally:
+            CURRENT.set(outer)
+            if lane.foreign:
+                self.adopt_read_body(sent)
+        return self.responded(response)
+
+    def set_aside(self) -> None:
+        response = self.response
+        if response is None or response.is_closed:
+            return
+        content, whole, outer = bytearray(), False, CURRENT.get()
+        self.wire.until = self.keep_until()
+        CURRENT.set(self.wire)
+        try:
+            for chunk in response.stream:
+                content += chunk
+                if len(content) > KEPT_BYTES:
+                    break
+            else:
+                whole = True
+        except (Exception, LimitPassed):  # noqa: S110  # the rest is lost, and it was only being kept
+            pass
+        finally:
+            CURRENT.set(outer)
+            self.free(response.stream, whole=whole)
+        self.keep(bytes(content[:KEPT_BYTES]), whole=whole)
+
+    def free(self, stream: Any, *, whole: bool) -> None:
+        """Close a response stream, ``whole`` or not."""
+        try:
+            stream.close()
+        except BaseException:
+            self.heal(stream)
+            raise
+        if not whole and self.lane.multiplexed:
+            self.heal(stream)
+
+    def heal(self, stream: Any) -> None:
+        """Repair the pool after a call was broken off (KeyboardInterrupt, gevent), or left an HTTP/2 stream behind."""
+        if not self.lane.foreign:
+            for connection in pool.heal(self.lane.inner._pool, stream):
+                connection.close()
+
+    def result(self, step: Step) -> Any:
+        """What the user gets; a body that is still to come is ours."""
+        response = self.conclude(step)
+        if not self.answer.complete:
+            response.stream = self.library.stream(Body, "SyncByteStream")(self, response.stream)
+        return response
+
+
+class Body:
+    """The body of a committed response: the call ends when it ends, is closed, or is forgotten."""
+
+    def __init__(self, exchange: SyncExchange, stream: Any) -> None:
+        self._ended = False
+        self._exchange = exchange
+        self._stream = stream
+        exchange.body_begins()
+
+    def __iter__(self) -> Iterator[bytes]:
+        exchange, chunks = self._exchange, iter(self._stream)
+        wire = exchange.wire
+        while True:
+            outer = CURRENT.get()
+            CURRENT.set(wire)
+            try:
+                chunk = next(chunks)
+            except StopIteration:
+                break
+            except LimitPassed as limit:
+                self._ended = True
+                error = exchange.body_limited(limit)
+                exchange.free(self._stream, whole=False)
+                raise error from None
+            except Exception as error:
+                self._ended = True
+                exchange.body_failed(error)
+                raise
+            except BaseException:
+                self._ended = True
+                exchange.abandon()
+                exchange.heal(self._stream)
+                raise
+            finally:
+                CURRENT.set(outer)
+            yield chunk
+        if not self._ended:
+            self._ended = True
+            exchange.body_ended(Verdict.SUCCESS)
+
+    def close(self) -> None:
+        early = not self._ended
+        self._ended = True
+        try:
+            self._exchange.free(self._stream, whole=not early)
+        finally:
+            if early:
+                self._exchange.body_ended(self._exchange.answer.verdict)
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self._exchange.call.orphan()
+
+
+class Transport(PolicyTransport, _ClientTransport):
+    """A transport for ``httpx.Client`` and ``httpx2.Client`` that applies a mesh's policy to each request.
+
+    ``inner``: the transport to send with. Absent: the client library's own ``HTTPTransport``, made with ``options``
+    (``verify``, ``cert``, ``trust_env``, ``http1``, ``http2``, ``limits``, ``proxy``, ``uds``, ``local_address``,
+    ``retries``, ``socket_options``), one for each endpoint. ``limits`` hold for each endpoint. With ``http2=True`` each
+    connection carries one call at a time, because a blocking call cannot be ended while it waits for a neighbour's.
+    """
+
+    _kind = "HTTPTransport"
+    _exchange = SyncExchange
+
+    def handle_request(self, request: Any) -> Any:
+        """Send one request. Raises the client's own exceptions, and ours in the client's dialect (``http.errors``)."""
+        try:
+            exchange = self._begin(request)
+        except Forbidden as error:
+            return self._forbidden(error, request)
+        if self._mesh.table is not self._table or self._lanes.retired:
+            self._sweep()
+        if exchange is None:
+            return self._lanes.passing(library_of(request)).handle_request(request)
+        return exchange.result(run(exchange.call, exchange, self._clock))
+
+    def _sweep(self) -> None:
+        self._compare()
+        for inner in self._lanes.drained():
+            inner.close()
+
+    def __enter__(self) -> Self:
+        if self._lanes.given is not None:
+            self._lanes.given.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None = None, error: BaseException | None = None, traceback: TracebackType | None = None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection, and the inner transport."""
+        for inner in self._lanes.clear():
+            inner.close()
