@@ -252,7 +252,9 @@ class FaultDelay(Block):
     """Waits before the call goes on."""
 
     fixed_delay: Duration = field("How long.", envoy=maps_to("fault.delay.fixed_delay"), unit="duration", gt=0, le=3600)
-    percent: Percent = field("Share of calls, drawn independently of the abort's.", 100.0, envoy=maps_to("fault.delay.percentage"), unit="percent")
+    percent: Percent = field(
+        "Share of calls, drawn independently of the abort's.", 100.0, envoy=maps_to("fault.delay.percentage"), unit="percent",
+    )
 
 
 class Fault(Block):
@@ -281,7 +283,8 @@ class Endpoint(Block):
     """One address of a service."""
 
     address: Annotated[str, shaped(
-        "host:port or [ipv6]:port", r"^(\[[0-9a-fA-F:.%a-z0-9]+\]|[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?):[0-9]{1,5}$", max_length=512,
+        "host:port or [ipv6]:port",
+        r"^(\[[0-9a-fA-F:.%a-z0-9]+\]|[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?):[0-9]{1,5}$", max_length=512,
     )] = field("host:port, or [ipv6]:port.", envoy=maps_to("lb_endpoints.endpoint.address"))
     labels: Labels = field("What subsets select by.", envoy=maps_to("lb_endpoints.metadata envoy.lb"), factory=dict)
 
@@ -322,7 +325,8 @@ class OutlierDetection(Block):
     )
     consecutive_local_origin_failures: int | None = field(
         "With splitExternalLocalOriginErrors: ejects after this many connect failures in a row.", None,
-        envoy=maps_to("outlier_detection.consecutive_local_origin_failure"), unit="failures", source="Envoy: 5 when split", ge=1, le=1_000_000,
+        envoy=maps_to("outlier_detection.consecutive_local_origin_failure"), unit="failures",
+        source="Envoy: 5 when split", ge=1, le=1_000_000,
     )
     interval: Duration = field(
         "Ejections end at a multiple of this, and an endpoint's growth shrinks by one each.", 10.0,

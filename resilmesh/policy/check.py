@@ -66,7 +66,8 @@ def _walk(block: Block, path: Path) -> Iterator[tuple[Path, Block]]:
 def _refuse_unenforced(report: Report, path: Path, block: Block) -> None:
     for name in block.model_fields_set:
         field = type(block).model_fields[name]
-        if isinstance(field.json_schema_extra, dict) and "x-not-enforced-yet" in field.json_schema_extra and getattr(block, name) is not None:
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and "x-not-enforced-yet" in extra and getattr(block, name) is not None:
             report.add(codes.NOT_ENFORCED, (*path, field.alias or name), f"{field.alias!r} is not enforced yet", at_key=True)
 
 

@@ -113,7 +113,9 @@ WRONG_TYPE = _code(
     "Write a value of the type that is named.",
 )
 UNKNOWN_WORD = _code("RM104", "Unknown word", "The value must be one of a few words.", "Take one of those that are listed.")
-OUT_OF_BOUNDS = _code("RM105", "Out of bounds", "The value is too small, too large, too short or too long.", "Stay within the bounds named.")
+OUT_OF_BOUNDS = _code(
+    "RM105", "Out of bounds", "The value is too small, too large, too short or too long.", "Stay within the bounds named.",
+)
 MALFORMED = _code("RM106", "Malformed text", "The text does not have the form that is needed.", "Write it in the form named.")
 DURATION = _code(
     "RM107", "Not a duration", "A duration is text: numbers, each with its unit (us, ms, s, m, h, d), such as `250ms` or `1m30s`.",
@@ -234,7 +236,8 @@ STARVED_WINDOW = _code(
     "Lower `minimumNumberOfCalls` or lengthen the window.",
 )
 NEVER_SLOW = _code(
-    "RM409", "A call can never be slow", "Attempts end before `slowCallDurationThreshold`, so `slowCallRateThreshold` never opens the circuit.",
+    "RM409", "A call can never be slow", "Attempts end before `slowCallDurationThreshold`, "
+    "so `slowCallRateThreshold` never opens the circuit.",
     "Lower `slowCallDurationThreshold` below the timeout.",
 )
 EMPTY_SUBSET = _code(

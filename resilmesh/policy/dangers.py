@@ -36,7 +36,8 @@ def find(report: Report, policy: Policy) -> None:
         _routes(report, ("services", index), service)
         if policy.mesh.outbound == "REGISTRY_ONLY" and "*" in (service.hosts or ()):
             place = ("services", index, "hosts", (service.hosts or []).index("*"))
-            report.add(codes.OPEN_REGISTRY, place, f"host '*' of service {service.name!r} leaves 'outbound: REGISTRY_ONLY' nothing to refuse")
+            message = f"host '*' of service {service.name!r} leaves 'outbound: REGISTRY_ONLY' nothing to refuse"
+            report.add(codes.OPEN_REGISTRY, place, message)
 
 
 def selects(subset: Subset, service: Service) -> bool:
@@ -112,7 +113,7 @@ def _inner_times(plan: Effective) -> Iterator[tuple[str, str, float]]:
         yield "connect_timeout", "", plan.connect_timeout
 
 
-# ------------------------------------------------------------------------- breakers, outliers, queues, subsets
+# --------------------------------------------------------------------- breakers, outlier detection, subsets
 
 
 def _queue(report: Report, plan: Effective) -> None:
@@ -202,7 +203,8 @@ def _routes(report: Report, path: Path, service: Service) -> None:
         if possible is None or possible:
             if by := earlier.covering(possible):
                 names = " and ".join(repr(name) for name in by)
-                report.add(codes.SHADOWED, place, f"route {route.name!r} can never match: {names} {'come' if len(by) > 1 else 'comes'} first")
+                come = "come" if len(by) > 1 else "comes"
+                report.add(codes.SHADOWED, place, f"route {route.name!r} can never match: {names} {come} first")
             earlier.add(route.name, possible)
 
 

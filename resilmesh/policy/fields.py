@@ -61,6 +61,9 @@ NEUTRAL = Envoy("neutral")
 Level = Literal["mesh", "defaults", "service", "route", "inbound"]
 
 
+_DURATION_BOUNDS = {"ge": "x-minimum", "gt": "x-exclusive-minimum", "le": "x-maximum", "lt": "x-exclusive-maximum"}
+
+
 def field(
     doc: str,
     default: Any = ...,
@@ -83,6 +86,9 @@ def field(
     if envoy.exact_for:
         extra["x-envoy"]["exact_for"] = list(envoy.exact_for)
     extra |= {key: value for key, value in (("x-unit", unit), ("x-source", source), ("x-scope", scope)) if value}
+    if unit == "duration":
+        # JSON Schema cannot bound text that is a duration, so the bounds are told in words of our own.
+        extra |= {_DURATION_BOUNDS[bound]: format_duration(seconds) for bound, seconds in bounds.items()}
     if later:
         extra["x-not-enforced-yet"] = True
     if factory is not None:
@@ -187,7 +193,7 @@ def _percent(value: Any) -> Any:
 
 
 #: 0 to 100, fractions allowed.
-Percent = Annotated[float, BeforeValidator(_percent), Field(ge=0, le=100)]
+Percent = Annotated[float, Field(ge=0, le=100), BeforeValidator(_percent)]
 
 #: What metrics, errors and `mesh.guard` call something.
 Name = Annotated[str, shaped(

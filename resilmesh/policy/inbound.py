@@ -52,14 +52,19 @@ class Source(Block):
 class Operation(Block):
     """What is called. Every key that is present must hold."""
 
-    hosts: list[Pattern] | None = field("Host header, without case.", None, envoy=maps_to("rbac.permissions.header[:authority]"), min_length=1)
+    hosts: list[Pattern] | None = field(
+        "Host header, without case.", None, envoy=maps_to("rbac.permissions.header[:authority]"), min_length=1,
+    )
     not_hosts: list[Pattern] | None = field("None of these.", None, envoy=maps_to("rbac.permissions.not_rule"), min_length=1)
     ports: list[Port] | None = field("Ports of this workload.", None, envoy=maps_to("rbac.permissions.destination_port"), min_length=1)
     not_ports: list[Port] | None = field("None of these.", None, envoy=maps_to("rbac.permissions.not_rule"), min_length=1)
-    methods: list[Pattern] | None = field("HTTP methods; gRPC is POST.", None, envoy=maps_to("rbac.permissions.header[:method]"), min_length=1)
+    methods: list[Pattern] | None = field(
+        "HTTP methods; gRPC is POST.", None, envoy=maps_to("rbac.permissions.header[:method]"), min_length=1,
+    )
     not_methods: list[Pattern] | None = field("None of these.", None, envoy=maps_to("rbac.permissions.not_rule"), min_length=1)
     paths: list[Pattern] | None = field(
-        "Normalised paths: exact, prefix*, *suffix, or templates with {*} for one segment and {**} for any number; gRPC is /service/method.",
+        "Normalised paths: exact, prefix*, *suffix, or templates with {*} for one segment and {**} for any number; "
+        "gRPC is /service/method.",
         None, envoy=maps_to("rbac.permissions.url_path"), min_length=1,
     )
     not_paths: list[Pattern] | None = field("None of these.", None, envoy=maps_to("rbac.permissions.not_rule"), min_length=1)
@@ -69,7 +74,8 @@ class Condition(Block):
     """One further condition on an attribute of the request."""
 
     key: Annotated[str, shaped(
-        "request.headers[name], source.ip, remote.ip, source.namespace, source.principal, destination.ip, destination.port or connection.sni",
+        "request.headers[name], source.ip, remote.ip, source.namespace, source.principal, destination.ip, destination.port "
+        "or connection.sni",
         r"^(request\.headers\[[A-Za-z0-9!#$%&'*+.^_`|~-]+\]|source\.(ip|namespace|principal)|remote\.ip|destination\.(ip|port)|connection\.sni)$",
     )] = field("Istio's name of the attribute.", envoy=maps_to("rbac.permissions or rbac.principals"))
     values: list[Pattern] | None = field("Values, of which one must match.", None, envoy=maps_to("rbac"), min_length=1)
@@ -113,7 +119,10 @@ class Inbound(Block):
         envoy=maps_to("envoy.filters.http.local_ratelimit"), scope="this process",
     )
     concurrency: Concurrency | None = field(
-        "Bounds the requests served at once.", None, envoy=library_only("Envoy bounds what it sends, not what it receives."), scope="this process",
+        "Bounds the requests served at once.", None, envoy=library_only("Envoy bounds what it sends, not what it receives."),
+        scope="this process",
     )
     fault: Fault | None = field("Injects failures for drills.", None, envoy=maps_to("envoy.filters.http.fault"))
-    authorization: list[AuthorizationPolicy] | None = field("Who may call what.", None, envoy=maps_to("envoy.filters.http.rbac"), min_length=1)
+    authorization: list[AuthorizationPolicy] | None = field(
+        "Who may call what.", None, envoy=maps_to("envoy.filters.http.rbac"), min_length=1,
+    )

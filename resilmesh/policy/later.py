@@ -14,7 +14,9 @@ from resilmesh.policy.fields import Block, Duration, Name, Percent, approximates
 from resilmesh.policy.matching import HeaderName, ShortString
 
 HeaderValue = Annotated[str, shaped("a header value on one line", r"^[^\x00\r\n]*$", max_length=8192)]
-SpiffeId = Annotated[str, shaped("a SPIFFE ID, such as spiffe://shop.example/ns/prod/sa/web", r"^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$", max_length=2048)]
+SpiffeId = Annotated[str, shaped(
+    "a SPIFFE ID, such as spiffe://shop.example/ns/prod/sa/web", r"^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$", max_length=2048,
+)]
 DnsName = Annotated[str, shaped("a DNS name", r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$", max_length=253)]
 Status = Annotated[int, Field(ge=200, le=599)]
 
@@ -96,7 +98,8 @@ class Classify(Block):
     """Which answers count as failures, beside 5xx, towards breakers, outlier detection and budgets."""
 
     failure_statuses: list[Annotated[int, Field(ge=100, le=599)]] | None = field(
-        "Statuses that count as failure.", None, envoy=approximates("outlier_detection", "Envoy counts them for retries only."), min_length=1,
+        "Statuses that count as failure.", None, envoy=approximates("outlier_detection", "Envoy counts them for retries only."),
+        min_length=1,
     )
     success_statuses: list[Annotated[int, Field(ge=500, le=599)]] | None = field(
         "5xx statuses that do not count as failure.", None, envoy=library_only("Envoy counts every 5xx."), min_length=1,
@@ -109,9 +112,12 @@ class Classify(Block):
 class SlowStart(Block):
     """Raises the weight of an endpoint that comes back from ejection, little by little."""
 
-    window: Duration = field("How long it takes to full weight.", envoy=maps_to("slow_start_config.slow_start_window"), unit="duration", gt=0)
+    window: Duration = field(
+        "How long it takes to full weight.", envoy=maps_to("slow_start_config.slow_start_window"), unit="duration", gt=0,
+    )
     aggression: float = field(
-        "1: linear in time. Larger: faster at first.", 1.0, envoy=maps_to("slow_start_config.aggression"), source="Envoy: 1.0", gt=0, le=100,
+        "1: linear in time. Larger: faster at first.", 1.0, envoy=maps_to("slow_start_config.aggression"), source="Envoy: 1.0",
+        gt=0, le=100,
     )
     min_weight_percent: Percent = field(
         "Share of its weight that an endpoint has at once.", 10.0, envoy=maps_to("slow_start_config.min_weight_percent"), unit="percent",
@@ -122,8 +128,11 @@ class SlowStart(Block):
 class Descriptor(Block):
     """What tells the buckets of a rate limit apart."""
 
-    header: HeaderName = field("Request header of which each value has a bucket of its own.", envoy=maps_to("rate_limits.actions.request_headers"))
+    header: HeaderName = field(
+        "Request header of which each value has a bucket of its own.", envoy=maps_to("rate_limits.actions.request_headers"),
+    )
     max_values: int = field(
-        "Buckets kept at once; the longest unused one goes first.", 10_000, envoy=maps_to("local_ratelimit.dynamic_descriptors max_entries"),
+        "Buckets kept at once; the longest unused one goes first.", 10_000,
+        envoy=maps_to("local_ratelimit.dynamic_descriptors max_entries"),
         unit="buckets", ge=1, le=1_000_000,
     )

@@ -37,7 +37,8 @@ _LEVELS: tuple[tuple[str, type[Block]], ...] = (
 _WANTED = {
     "int_type": "a whole number", "int_from_float": "a whole number", "int_parsing": "a whole number", "float_type": "a number",
     "string_type": "text", "bool_type": "true or false", "list_type": "a list", "dict_type": "a block of keys and values",
-    "text": "text, or a block of keys and values", "model_type": "a block of keys and values", "model_attributes_type": "a block of keys and values",
+    "text": "text, or a block of keys and values",
+    "model_type": "a block of keys and values", "model_attributes_type": "a block of keys and values",
 }
 _BOUNDS = {
     "greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least"),

@@ -80,10 +80,16 @@ __all__ = [
     "StringMatch", "Subset", "Tls",
 ]
 
+_BY_LEVEL = "the level it stands at: a route's own; a service's (or the defaults') for the whole service"
+
 Mode = Literal["ENFORCE", "OBSERVE", "OFF"]
 LocalReplies = Literal["RAISE", "RESPOND"]
 Outbound = Literal["ALLOW_ANY", "REGISTRY_ONLY"]
 Protocol = Literal["HTTP1", "HTTP2", "GRPC"]
+Host = Annotated[str, shaped(
+    "host, host:port, *.suffix or *",
+    r"^(\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?)$", max_length=259,
+)]
 
 
 class CallBlocks(Block):
@@ -95,12 +101,14 @@ class CallBlocks(Block):
     )
     idle_timeout: Duration | None = field(
         "Longest time without a byte of the response.", None,
-        envoy=approximates("route.idle_timeout", "Envoy's counts bytes of the request too, and answers 504 'stream timeout' before headers."),
+        envoy=approximates(
+            "route.idle_timeout", "Envoy's counts bytes of the request too, and answers 504 'stream timeout' before headers.",
+        ),
         unit="duration", gt=0,
     )
     retries: Retries | None = field("Which attempts are repeated.", None, envoy=maps_to("route.retry_policy"))
     circuit_breaker: CircuitBreaker | None = field(
-        "Stops calling what fails.", None, envoy=NO_BREAKER, scope="the level it stands at: a route's own; a service's (or the defaults') for the whole service",
+        "Stops calling what fails.", None, envoy=NO_BREAKER, scope=_BY_LEVEL,
     )
     rate_limit: Annotated[list[RateLimit], Field(min_length=1), LISTED] | None = field(
         "Token bucket, or a list of them of which each must have a token.", None, envoy=maps_to("envoy.filters.http.local_ratelimit"),
@@ -109,7 +117,7 @@ class CallBlocks(Block):
     concurrency: Concurrency | None = field(
         "Bounds the calls in flight.", None,
         envoy=maps_to("cluster.circuit_breakers; a route's are those of a cluster of its own"),
-        scope="the level it stands at: a route's own; a service's (or the defaults') for the whole service",
+        scope=_BY_LEVEL,
     )
     fault: Fault | None = field("Injects failures for drills.", None, envoy=maps_to("envoy.filters.http.fault"))
 
@@ -135,7 +143,7 @@ class ServiceBlocks(CallBlocks):
 
 
 class Defaults(ServiceBlocks):
-    """Blocks for every service that does not have its own."""
+    """What applies to every service that does not say otherwise."""
 
 
 class Route(CallBlocks):
@@ -168,9 +176,7 @@ class Service(ServiceBlocks):
     """A logical destination."""
 
     name: Name = field("Unique; what `mesh.guard` and metrics call it.", envoy=NEUTRAL)
-    hosts: list[Annotated[str, shaped(
-        "host, host:port, *.suffix or *", r"^(\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?)$", max_length=259,
-    )]] | None = field(
+    hosts: list[Host] | None = field(
         "Whose requests these are: host, host:port, *.suffix or *. host:port wins over host, host over the longest suffix, that over *. "
         "Absent: reachable by name only.", None, envoy=maps_to("virtual_host.domains"), min_length=1,
     )
@@ -196,7 +202,9 @@ class MeshBlock(Block):
     """The process as a whole. Each can be overridden by an argument of Mesh or by the environment (RESILMESH_MODE, ...)."""
 
     workload: Name | None = field("Name of this workload, in metrics and identity.", None)
-    trust_domain: Annotated[str, shaped("a SPIFFE trust domain in lower case", r"^[a-z0-9._-]+$", max_length=255)] | None = field("SPIFFE trust domain.", None, later=True)
+    trust_domain: Annotated[str, shaped("a SPIFFE trust domain in lower case", r"^[a-z0-9._-]+$", max_length=255)] | None = field(
+        "SPIFFE trust domain.", None, later=True,
+    )
     mode: Mode = field(
         "ENFORCE, OBSERVE (decide, act on nothing) or OFF. The weakest of mesh, service and route applies.", "ENFORCE",
         envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards.", exact_for=("ENFORCE",)),
