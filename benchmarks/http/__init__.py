@@ -1,0 +1,1 @@
+"""The cost of a request through a guarded HTTP client."""
