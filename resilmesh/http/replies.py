@@ -78,4 +78,5 @@ def response(library: Library, reply: Reply, facts: dict[str, Any]) -> Any:
     if "overflow" in detail:
         headers["x-envoy-overloaded"] = "true"
     extensions = {"http_version": b"HTTP/1.1", "resilmesh": {**facts, "flag": flag, "detail": detail}}
-    return library.response(status, headers=headers, content=body.encode(), extensions=extensions)
+    # A stream, not content: a client that streams a response may call `iter_raw()`, which refuses one that is already read.
+    return library.response(status, headers=headers, stream=library.byte_stream(body.encode()), extensions=extensions)
