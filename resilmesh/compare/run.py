@@ -12,6 +12,9 @@ from resilmesh.compare.measure import Measured, measure
 from resilmesh.compare.planes import LIBRARY, PLANES, SIDECAR, Observation, observe
 from resilmesh.compare.progress import Progress
 from resilmesh.compare.scenarios import Closed, Scenario
+from resilmesh.envoy.notes import Note
+from resilmesh.envoy.translate import translate
+from resilmesh.policy.load import load_text
 
 DEFAULT_ROUNDS = 5
 
@@ -35,7 +38,7 @@ class Result:
     planes: dict[str, Measured]
     judgements: list[Judgement] = field(default_factory=list)
     #: What the policy's translation for Envoy says about itself: why the planes may differ.
-    reasons: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     costs: dict[str, dict[str, Cost]] | None = None
 
 
@@ -49,11 +52,12 @@ def compare(settings: Settings, progress: Progress) -> Iterator[Result]:
     for scenario in settings.scenarios:
         observed = _observe_all(settings, scenario, progress)
         planes = {plane: measure(observed[plane], scenario) for plane in settings.planes}
-        judgements, reasons = [], []
+        judgements, notes = [], []
         if LIBRARY in planes and SIDECAR in planes:
             judgements = judge(planes[LIBRARY], planes[SIDECAR], scenario.tolerance, settings.seed)
-            reasons = _reasons(scenario)
-        yield Result(scenario, planes, judgements, reasons, costs(observed) if isinstance(scenario.traffic, Closed) else None)
+            # The same notes as `resilmesh export envoy` gives.
+            notes = translate(load_text(scenario.policy(), scenario.policy_file).policy).notes
+        yield Result(scenario, planes, judgements, notes, costs(observed) if isinstance(scenario.traffic, Closed) else None)
 
 
 def _observe_all(settings: Settings, scenario: Scenario, progress: Progress) -> dict[str, list[Observation]]:
@@ -70,6 +74,3 @@ def _observe_all(settings: Settings, scenario: Scenario, progress: Progress) -> 
 def _rounds(settings: Settings, scenario: Scenario) -> int:
     return settings.rounds if isinstance(scenario.traffic, Closed) else 1
 
-
-def _reasons(scenario: Scenario) -> list[str]:
-    raise NotImplementedError

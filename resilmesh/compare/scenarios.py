@@ -112,7 +112,7 @@ _OUTAGE = (Outage(1.0, 3.0, "503", Latency(0.03)),)
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "steady", "Nothing goes wrong: what does each plane cost?",
-        services=(Script("a"), Script("b")), traffic=Closed(800), workers=1, warm_up=50,
+        services=(Script("a"), Script("b")), traffic=Closed(1500), workers=1, warm_up=50,
     ),
     Scenario(
         "flaky", "One request in five fails at random: how many callers notice, and how many requests does it take?",

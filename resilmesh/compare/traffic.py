@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, Literal
 
 #: Time limit of the client itself, in every plane: far above anything a scenario scripts.
 CLIENT_TIMEOUT = 10.0
@@ -64,7 +64,7 @@ class Job:
     spawned: float
     #: The policy's text in the library's planes.
     policy: str | None = None
-    mode: str | None = None
+    mode: Literal["OFF"] | None = None
     #: Where resilmesh is imported from, should it not be installed.
     library_path: str = ""
     seed: int = 0
@@ -78,7 +78,7 @@ class Client:
         http = importlib.import_module(library)
         kind = "Async" if style else ""
         options = {"limits": http.Limits(max_connections=None, max_keepalive_connections=None), "trust_env": False}
-        self.mesh = None if job.policy is None else _mesh(job)
+        self.mesh = None if job.policy is None else _mesh(job.policy, job)
         if self.mesh is None:
             transport = getattr(http, f"{kind}HTTPTransport")(**options)
         else:
@@ -96,11 +96,11 @@ class Client:
         return self._client.request(method, url, headers={"host": self._host, "x-call": name or str(number)})
 
 
-def _mesh(job: Job) -> Any:
+def _mesh(policy: str, job: Job) -> Any:
     sys.path.append(job.library_path)
     from resilmesh import Mesh
 
-    return Mesh.from_text(job.policy, seed=job.seed, mode=job.mode, local_replies="RESPOND")
+    return Mesh.from_text(policy, seed=job.seed, mode=job.mode, local_replies="RESPOND")
 
 
 @dataclass(slots=True)
