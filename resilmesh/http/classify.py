@@ -11,7 +11,7 @@
     reset, closed, malformed answer                   FAILURE    5xx gateway-error reset
       and no byte of the request was written          UNSENT     ... and reset-before-request
     a limit of ours, or the client's read time-out    FAILURE    5xx gateway-error reset
-      and there was no connection yet                 UNSENT     likewise
+      and there was no connection yet                 UNSENT     as: could not connect
     no connection free in the client's pool           IGNORED
     anything else (bad URL, the caller's own bug)     IGNORED
 
@@ -77,7 +77,8 @@ def of_injected(status: int) -> Answer:
 
 def of_limit(limit: LimitPassed) -> Answer:
     """The answer of an attempt that a limit of ours ended: perTryTimeout, timeout or idleTimeout."""
-    return Answer(Verdict.UNSENT if limit.connecting else Verdict.FAILURE, _FAILED, timed_out=True, local_origin=limit.connecting)
+    verdict, words = (Verdict.UNSENT, _NOT_CONNECTED) if limit.connecting else (Verdict.FAILURE, _FAILED)
+    return Answer(verdict, words, timed_out=True, local_origin=limit.connecting)
 
 
 #: Names, because both libraries have them and neither is imported here. Looked up along the class's bases.
