@@ -82,7 +82,10 @@ class Retries(Block):
         "What is retried: Envoy's retry words, and HTTP statuses as numbers.", envoy=maps_to("retry_policy.retry_on"), min_length=1,
     )
     per_try_timeout: Duration | None = field(
-        "Longest time from sending an attempt to its response headers.", None, envoy=maps_to("retry_policy.per_try_timeout"),
+        "Longest time from the start of an attempt to its response headers.", None,
+        envoy=approximates(
+            "retry_policy.per_try_timeout", "Envoy's begins when there is a connection, which connectTimeout bounds; the library's includes it.",
+        ),
         unit="duration", gt=0,
     )
     backoff: Backoff = field("Wait between attempts.", envoy=maps_to("retry_policy.retry_back_off"), factory=Backoff)
@@ -274,7 +277,7 @@ class SplitTarget(Block):
 
     subset: Name = field("Name of a subset of the service.", envoy=maps_to("weighted_clusters.clusters.metadata_match"))
     weight: int = field(
-        "Share, relative to the sum of all weights.", envoy=maps_to("weighted_clusters.clusters.weight"), unit="relative weight",
+        "Share, relative to the sum of all weights.", envoy=maps_to("weighted_clusters.clusters.weight"), unit="shares",
         ge=0, le=1_000_000,
     )
 
