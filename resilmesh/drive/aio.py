@@ -21,7 +21,12 @@ class AsyncExchange(Protocol):
 
 async def run(call: Call, exchange: AsyncExchange, clock: Clock) -> Step:
     """Run a call to RETURN or RAISE. Whatever is raised in between abandons it."""
-    return await proceed(call, call.start(clock.monotonic()), exchange, clock)
+    try:
+        step = call.start(clock.monotonic())
+    except BaseException:  # a KeyboardInterrupt: the engine itself raises nothing
+        call.abandon(clock.monotonic())
+        raise
+    return await proceed(call, step, exchange, clock)
 
 
 async def proceed(call: Call, step: Step, exchange: AsyncExchange, clock: Clock) -> Step:

@@ -47,7 +47,6 @@ class Attempt:
             self._token = DEADLINE.set(call.deadline)
             if self._interruptible and call.headers_by != INFINITY:
                 self._limit = runtime.limit(call.headers_by - self._guard.source.clock.monotonic())
-                self._limit.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:

@@ -50,7 +50,9 @@ class Source(Protocol):
 class Guard:
     """One service (and route) as a function's callers see it. Shared by every call of the function."""
 
-    __slots__ = ("_failures", "_idempotent", "_ignore", "_judges_results", "_route", "_service", "_table", "idempotent", "plan", "source")
+    __slots__ = (
+        "_failures", "_idempotent", "_ignore", "_judges_results", "_route", "_service", "_table", "idempotent", "now", "plan", "simple", "source",
+    )
 
     def __init__(
         self, source: Source, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (),
@@ -67,6 +69,9 @@ class Guard:
         #: The current plan, ``None`` under mode OFF; and whether a call may be repeated.
         self.plan: Plan | None = None
         self.idempotent = False
+        #: The wrappers may make the first attempt themselves: no result to judge, no fault to inject.
+        self.simple = False
+        self.now: Callable[[], float]
 
     # ------------------------------------------------------------------------------------------ the plan
 
@@ -84,6 +89,8 @@ class Guard:
                     "pass idempotent=True or idempotent=False to guard, or set retries.idempotent",
                     self._service,
                 )
+        self.simple = not self._judges_results and (plan is None or plan.drill is None)
+        self.now = self.source.clock.monotonic
         self.plan, self.idempotent, self._table = plan, may_repeat, table
 
     def call(self) -> Call | None:
@@ -172,21 +179,26 @@ class Guard:
             plan = guard.plan
             if plan is None:
                 return function(*args, **kwargs)
-            monotonic = source.clock.monotonic
+            now = guard.now
             call = Call(plan, guard.idempotent, True, DEADLINE.get())
-            step = call.start(monotonic())
-            if step is not SEND or plan.timeout is not None or guard._judges_results or call.injected is not None:
-                return _Exchange(guard, function, args, kwargs).run(call, step)
+            token = None
             try:
-                result = function(*args, **kwargs)
+                step = call.start(now())
+                if step is SEND and guard.simple:
+                    if plan.timeout is not None:
+                        token = DEADLINE.set(call.deadline)
+                    result = function(*args, **kwargs)
+                    call.answered(now(), 1, OK)
+                    return result
+                exchange = _Exchange(guard, function, args, kwargs)
             except BaseException as error:
                 exchange = _Exchange(guard, function, args, kwargs)
-                step = exchange.failed(call, error)
+                step = exchange.failed(call, error, timed_out=False)
                 if step is RETURN:
                     raise
-            else:
-                call.answered(monotonic(), 1, OK)
-                return result
+            finally:
+                if token is not None:
+                    DEADLINE.reset(token)
             return exchange.run(call, step)
 
         return guarded
@@ -201,21 +213,31 @@ class Guard:
             plan = guard.plan
             if plan is None:
                 return await function(*args, **kwargs)
-            monotonic = source.clock.monotonic
+            now = guard.now
             call = Call(plan, guard.idempotent, True, DEADLINE.get())
-            step = call.start(monotonic())
-            if step is not SEND or call.headers_by != INFINITY or guard._judges_results or call.injected is not None:
-                return await _AsyncExchange(guard, function, args, kwargs).run(call, step)
+            token = limited = None
             try:
-                result = await function(*args, **kwargs)
+                began = now()
+                step = call.start(began)
+                if step is SEND and guard.simple:
+                    if plan.timeout is not None:
+                        token = DEADLINE.set(call.deadline)
+                    if call.headers_by != INFINITY:
+                        limited = limit(call.headers_by - began)
+                    result = await function(*args, **kwargs)
+                    if limited is not None:
+                        limited.stop(None)
+                    call.answered(now(), 1, OK)
+                    return result
+                exchange = _AsyncExchange(guard, function, args, kwargs)
             except BaseException as error:
                 exchange = _AsyncExchange(guard, function, args, kwargs)
-                step = exchange.failed(call, error)
+                step = exchange.failed(call, error, timed_out=limited is not None and limited.stop(error))
                 if step is RETURN:
                     raise
-            else:
-                call.answered(monotonic(), 1, OK)
-                return result
+            finally:
+                if token is not None:
+                    DEADLINE.reset(token)
             return await exchange.run(call, step)
 
         return guarded
@@ -247,10 +269,11 @@ class _Attempted:
         self._value: Any = None
         self._error: BaseException | None = None
 
-    def failed(self, call: Call, error: BaseException) -> Step:
-        """The inlined first attempt raised."""
-        answer = self.classify(error)
-        now = self._guard.source.clock.monotonic()
+    def failed(self, call: Call, error: BaseException, *, timed_out: bool) -> Step:
+        """The inlined first attempt raised, which may be a limit's doing."""
+        self._error = error
+        answer = _TIMED_OUT if timed_out else self._guard.of_error(error)
+        now = self._guard.now()
         if answer is None:
             call.abandon(now)
             return RETURN
@@ -329,8 +352,7 @@ class _AsyncExchange(_Attempted):
             DEADLINE.reset(token)
 
     async def _limited(self, call: Call) -> Answer:
-        limited = limit(call.headers_by - self._guard.source.clock.monotonic())
-        limited.start()
+        limited = limit(call.headers_by - self._guard.now())
         try:
             value = await self._function(*self._args, **self._kwargs)
         except BaseException as error:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from asyncio import current_task, get_running_loop
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -56,66 +58,62 @@ async def wait(lend: Lend, seconds: float) -> None:
 
 
 class Limit(Protocol):
-    """Ends what is awaited between ``start`` and ``stop`` after some time."""
-
-    def start(self) -> None: ...
+    """Ends what this task awaits, from the moment it is made until ``stop``, when its time is over."""
 
     def stop(self, error: BaseException | None) -> bool:
-        """Whether the time was over, and ``error`` (what the await raised) is its doing alone."""
+        """Whether the time was over and ``error``, which the await raised, is its doing alone."""
 
 
 def limit(seconds: float) -> Limit:
     """A limit of time for the current task, under asyncio or trio."""
-    return _TrioLimit(seconds) if in_trio() else _AsyncioLimit(seconds)
+    try:
+        loop = get_running_loop()
+        task = current_task(loop)
+    except RuntimeError:
+        return _TrioLimit(seconds)
+    # A loop without a task: trio runs as a guest of asyncio.
+    return _TrioLimit(seconds) if task is None else _AsyncioLimit(seconds, loop, task)
 
 
 class _TrioLimit:
-    __slots__ = ("_scope", "_seconds")
+    __slots__ = ("_scope",)
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def start(self) -> None:
         import trio
 
-        self._scope = trio.CancelScope(deadline=trio.current_time() + self._seconds)
+        self._scope = trio.CancelScope(deadline=trio.current_time() + seconds)
         self._scope.__enter__()
 
     def stop(self, error: BaseException | None) -> bool:
-        # The scope swallows exactly the cancellation that it caused; what is left of a group is raised from here.
-        kind = None if error is None else type(error)
-        self._scope.__exit__(kind, error, None if error is None else error.__traceback__)
+        # The scope swallows exactly the cancellation that it caused.
+        self._scope.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
         return self._scope.cancelled_caught
 
 
 class _AsyncioLimit:
     """Cancels the task like ``asyncio.timeout``, at a fifth of its cost: see ``LoopTimer``."""
 
-    __slots__ = ("_cancelling", "_entry", "_seconds", "_task", "_timer", "fired")
+    __slots__ = ("_cancelling", "_entry", "_fired", "_task", "_timer")
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.fired = False
-
-    def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        timer = getattr(_local, "timer", None)
-        if timer is None or timer.loop is not loop:
+    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+        try:
+            timer: LoopTimer = _local.timer
+        except AttributeError:
             timer = _local.timer = LoopTimer(loop)
-        task = asyncio.current_task(loop)
-        if task is None:
-            raise RuntimeError("a call with a time limit needs a task: await it from a coroutine")
+        if timer.loop is not loop:
+            timer = _local.timer = LoopTimer(loop)
+        self._fired = False
         self._task, self._timer = task, timer
         self._cancelling = task.cancelling()
-        self._entry = timer.add(loop.time() + self._seconds, self)
+        self._entry = timer.add(monotonic() + seconds, self)
 
     def expire(self) -> None:
-        self.fired = True
+        self._fired = True
         self._task.cancel()
 
     def stop(self, error: BaseException | None) -> bool:
         self._timer.remove(self._entry)
-        if not self.fired:
+        if not self._fired:
             return False
         # As in asyncio.timeout: somebody else's cancellation, which came as well, must go on.
         return self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
@@ -125,7 +123,7 @@ _local = threading.local()
 
 
 class LoopTimer:
-    """One timer per event loop for all limits: ``loop.call_at`` only when the earliest limit moves forward.
+    """One timer per event loop for all limits: ``loop.call_later`` only when the earliest limit moves forward.
 
     Limits mostly have the same length, so they end in the order they came, and nearly all are removed long
     before they are due: adding one is a push on a heap, removing one marks it. Costs 0.45 us where
@@ -168,11 +166,12 @@ class LoopTimer:
         if self._handle is not None:
             self._handle.cancel()
         self._armed = when
-        self._handle = self.loop.call_at(when, self._fire)
+        self._handle = self.loop.call_later(when - monotonic(), self._fire)
 
     def _fire(self) -> None:
         self._armed, self._handle = INFINITY, None
-        now = self.loop.time()
+        # The loop may be early by the resolution of its clock (and uvloop counts whole milliseconds).
+        now = monotonic() + 0.001
         heap = self._heap
         while heap and (heap[0][2] is None or heap[0][0] <= now):
             limited = heappop(heap)[2]

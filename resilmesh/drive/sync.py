@@ -21,7 +21,12 @@ class Exchange(Protocol):
 
 def run(call: Call, exchange: Exchange, clock: Clock) -> Step:
     """Run a call to RETURN or RAISE. Whatever is raised in between abandons it."""
-    return proceed(call, call.start(clock.monotonic()), exchange, clock)
+    try:
+        step = call.start(clock.monotonic())
+    except BaseException:  # a KeyboardInterrupt: the engine itself raises nothing
+        call.abandon(clock.monotonic())
+        raise
+    return proceed(call, step, exchange, clock)
 
 
 def proceed(call: Call, step: Step, exchange: Exchange, clock: Clock) -> Step:

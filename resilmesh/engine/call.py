@@ -14,7 +14,7 @@ httpx, gRPC and a plain function, and for a simulator on virtual time.
 and, whenever the caller is gone, ``abandon(now)``: at any time, from any thread, more than once.
 
     phase      event               next
-    NEW        start               DELAYED | QUEUED | FLYING | OVER
+    NEW        start               DELAYED | QUEUED | FLYING | OVER    (STARTED while start is at work)
     DELAYED    woke                QUEUED | FLYING | OVER              an injected delay of call scope
     QUEUED     woke                QUEUED | FLYING | OVER              waiting for a slot
     PAUSED     woke                FLYING                              an injected delay of attempt scope
@@ -23,21 +23,21 @@ and, whenever the caller is gone, ``abandon(now)``: at any time, from any thread
     COMMITTED  ended               OVER                                the body flows; no retry any more
     any        abandon             OVER
 
-**The order is fixed**, and it is the order of the lines below: ``start`` and ``_admit`` are the call level,
-``_attempt`` is the attempt level. Each line says why it is above the next.
+**The order is fixed**, and it is the order of the lines of ``start``. Each says why it is above the next.
 
 Rules for editors: the path of a successful call takes no lock, allocates nothing but the call, and stays
-inside ``start``, ``_admit``, ``_attempt``, ``answered`` and ``_finish``. No lock of the state is ever held while
+inside ``start`` and ``answered``. No lock of the state is ever held while
 something is called out to. Everything that a call holds is given back in ``_release`` and nowhere else.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from resilmesh.engine.backoff import backoff, come_back
 from resilmesh.engine.plan import INFINITY, Plan
-from resilmesh.engine.verdict import Answer, Verdict
+from resilmesh.engine.verdict import Answer, Verdict, mask
 from resilmesh.errors import (
     CallError,
     CircuitOpen,
@@ -48,9 +48,12 @@ from resilmesh.errors import (
     RateLimited,
     Rejected,
 )
+from resilmesh.state.stats import BOUNDS
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
+    from resilmesh.engine.events import Hub
+    from resilmesh.engine.fault import Fault
     from resilmesh.state.balance import Balancer
     from resilmesh.state.breaker import Permit
     from resilmesh.state.concurrency import Concurrency, Ticket, Waker
@@ -63,24 +66,27 @@ WAIT: Final = "WAIT"
 RETURN: Final = "RETURN"
 RAISE: Final = "RAISE"
 
+_FIRST_BOUND: Final = BOUNDS[0]
+
 #: An event loop's timer may be this much early by the mesh's clock: asyncio rounds to its clock's resolution.
 _EARLY: Final = 0.001
 
-_NEW, _DELAYED, _QUEUED, _PAUSED, _FLYING, _BACKOFF, _COMMITTED, _OVER = range(8)
+# The order matters to `start`: below QUEUED the call level is still to come, from there on it is done.
+_NEW, _STARTED, _DELAYED, _QUEUED, _PAUSED, _FLYING, _BACKOFF, _COMMITTED, _OVER = range(9)
 
 _SUCCESS, _FAILURE, _UNSENT = Verdict.SUCCESS, Verdict.FAILURE, Verdict.UNSENT
 _THROTTLED, _IGNORED = Verdict.THROTTLED, Verdict.IGNORED
+_RATE_LIMITED: Final = mask("envoy-ratelimited")
 
 
-class _Process:
-    """Counts forks: what a call took before a fork belongs to the parent, which will give it back."""
-
-    generation = 0
+#: Counts forks: what a call took before a fork belongs to the parent, which will give it back.
+_generation = 0
 
 
 def forked() -> None:
     """A child calls this first of all: calls that began before are not its own."""
-    _Process.generation += 1
+    global _generation  # noqa: PLW0603  # a module's global is the cheapest thing to read on the path of every call
+    _generation += 1
 
 
 class Call:
@@ -130,115 +136,50 @@ class Call:
     # ---------------------------------------------------------------------------------------- call level
 
     def start(self, now: float) -> Step:
-        """Begin. Mode comes first of all: OFF has no plan, and OBSERVE must touch nothing."""
+        """Begin; ``woke`` also comes back here to go on. The order of these lines is the order of decisions."""
         plan = self.plan
-        hub = plan.hub
-        if hub.orphans:
-            hub.drain(now)
-        plan.stats.started += 1
-        self._born = _Process.generation
-        self._began = now
-        if hub.observers:
-            self._serial = next(hub.serial)
-            self._tell(now, "call_started")
-        if plan.plain:
-            return self._admit(now)
-        if plan.mode == "OBSERVE":
-            return self._observe(now)
-        return self._inject(now)
+        phase = self._phase
+        if phase == _NEW:
+            self._phase = _STARTED
+            self._born = _generation
+            self._began = now
+            plan.stats.started += 1
+            hub = plan.hub
+            if hub.orphans or hub.observers:
+                self._attend(hub, now)
+            # Mode comes first of all: OFF has no plan, and OBSERVE must touch nothing. A fault of call scope is above
+            # the deadline: an injected abort is not retried, an injected delay eats neither timeout nor slot (Envoy).
+            if not plan.plain:
+                return self._observe(now) if plan.mode == "OBSERVE" else self._inject(now)
+        if phase < _QUEUED:
+            # The deadline is above all other waiting, so that the waiting counts.
+            timeout = plan.timeout
+            if timeout is not None:
+                own = now + timeout
+                if own < self.deadline:
+                    self.deadline = own
+            if self._outer <= now:
+                return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL)
+            # The budget takes its deposit once per call, whatever becomes of it: it measures the traffic that is offered.
+            budget = plan.budget
+            if budget is not None:
+                budget.deposit(now)
+            # The rate limit is above concurrency: a throttled caller must not hold a slot.
+            limit = plan.limit
+            if limit is not None and not limit.take(now):
+                return self._reject(now, RateLimited, "the rate limit has no token left", limit.retry_after(now))
+            # Concurrency is above the split and the attempts: one call, one slot, held until its body ends.
+            gate = plan.concurrency
+            if gate is not None:
+                if gate.in_flight >= gate.limit or gate.queue:
+                    return self._queue(now, gate)
+                gate.in_flight += 1  # Concurrency.enter, inlined: no call may come between the question and this line
+                self._gate = gate
+            # The split is drawn once per call: a retry stays in the subset that its call was sent to.
+            self._balancer = plan.balancer if plan.split is None else plan.split.choose(plan.rng.random())
 
-    def _inject(self, now: float) -> Step:
-        """A fault of call scope is above the deadline: a drill's delay must not eat the route's timeout (Envoy)."""
-        assert self.plan.fault is not None
-        fault, rng = self.plan.fault[0], self.plan.rng
-        delay = fault.draw_delay(rng)
-        if delay:
-            self._count_fault(now, "delay", scope="CALL", delay=delay)
-            # Nothing may outlast what the caller was given by its own caller.
-            self.wake_at = min(now + delay, self._outer)
-            self._phase = _DELAYED
-            return SLEEP
-        return self._abort_or_admit(now)
-
-    def _abort_or_admit(self, now: float) -> Step:
-        assert self.plan.fault is not None
-        fault = self.plan.fault[0]
-        if fault.draw_abort(self.plan.rng):
-            status = fault.abort_status or 200
-            self._count_fault(now, "abort", scope="CALL", status=status)
-            error = self._error(InjectedFault, f"the policy's fault aborted this call with status {status}")
-            assert isinstance(error, InjectedFault)
-            error.status, error.grpc_status = status, fault.abort_grpc
-            return self._raise(now, error, counted=_IGNORED_CALL)
-        return self._admit(now)
-
-    def _admit(self, now: float) -> Step:
-        plan = self.plan
-        # The deadline is above all other waiting, so that the waiting counts.
-        timeout = plan.timeout
-        if timeout is not None:
-            own = now + timeout
-            if own < self.deadline:
-                self.deadline = own
-        if self._outer <= now:
-            return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL)
-        # The budget takes its deposit once per call, whatever becomes of it: it measures the traffic that is offered.
-        budget = plan.budget
-        if budget is not None:
-            budget.deposit(now)
-        # The rate limit is above concurrency: a throttled caller must not hold a slot.
-        limit = plan.limit
-        if limit is not None and not limit.take(now):
-            return self._reject(now, RateLimited, "the rate limit has no token left", limit.retry_after(now))
-        # Concurrency is above the split and the attempts: one call, one slot, held until its body ends.
-        gate = plan.concurrency
-        if gate is not None:
-            if not gate.enter():
-                return self._queue(now, gate)
-            self._gate = gate
-        return self._route(now)
-
-    def _queue(self, now: float, gate: Concurrency) -> Step:
-        ticket = gate.wait()
-        if ticket is None:
-            return self._reject(now, ConcurrencyExceeded, f"{gate.limit} calls are in flight and the queue is full", None)
-        self._ticket = ticket
-        self._phase = _QUEUED
-        wait = self.plan.max_pending_wait
-        self.wake_at = self.deadline if wait is None else min(self.deadline, now + wait)
-        self._tell(now, "call_queued")
-        return self._leave_queue(now)
-
-    def _leave_queue(self, now: float) -> Step:
-        gate = self.plan.concurrency
-        assert gate is not None
-        if gate.claim(self._ticket):
-            self._gate = gate
-            return self._route(now)
-        if now < self.wake_at:
-            return WAIT
-        gate.give_up(self._ticket)
-        if now >= self.deadline:
-            return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL if self.deadline >= self._outer else "deadline")
-        return self._reject(now, ConcurrencyExceeded, "no slot became free within maxPendingWait", None)
-
-    def lend(self, waker: Waker) -> None:
-        """After WAIT: have ``waker`` called, once, from any thread, when ``woke`` is worth calling."""
-        assert self.plan.concurrency is not None
-        self.plan.concurrency.lend(self._ticket, waker)
-
-    def _route(self, now: float) -> Step:
-        """The split is once per call, above the attempts: a retry stays in the subset its call was sent to."""
-        plan = self.plan
-        self._balancer = plan.balancer if plan.split is None else plan.split.choose(plan.rng.random())
-        return self._attempt(now)
-
-    # ------------------------------------------------------------------------------------- attempt level
-
-    def _attempt(self, now: float) -> Step:
-        plan = self.plan
-        # The circuit is asked for each attempt, because each attempt is judged.
-        breaker, permit = plan.breaker, None
+        # From here on, attempt level. The circuit is asked for each attempt, because each attempt is judged.
+        breaker = plan.breaker
         if breaker is not None:
             permit = breaker.permit
             if permit is None:
@@ -251,8 +192,8 @@ class Call:
         if balancer is not None:
             endpoint = balancer.pick(now, self._tried if self.number else ())
             if endpoint is None:
-                if breaker is not None and permit is not None:
-                    breaker.release(permit)
+                if breaker is not None:
+                    breaker.release(self._permit)  # type: ignore[arg-type]  # set above
                 return self._refused(now, NoHealthyEndpoint, "no healthy endpoint", None)
             endpoint.in_flight += 1
             endpoint.requests += 1
@@ -260,33 +201,91 @@ class Call:
         self.number += 1
         self._sent_at = now
         self._phase = _FLYING
-        # The attempt's own fault is below the circuit and the endpoint, so that a drill exercises both.
-        if plan.fault is not None and plan.fault[1] == "ATTEMPT" and plan.mode == "ENFORCE":
-            return self._inject_attempt(now)
         # The time of one try is the innermost: it ends at the headers, and never outlasts the call.
         by = now + plan.per_try
         self.headers_by = by if by < self.deadline else self.deadline
         if plan.hub.observers:
             self._tell(now, "attempt_started", endpoint=self.endpoint.address if self.endpoint else None)
-        return SEND
+        # A fault of attempt scope stands where the attempt would: below the circuit and the endpoint, which a drill exercises.
+        return SEND if plan.drill is None else self._inject_attempt(now, plan.drill)
 
-    def _inject_attempt(self, now: float) -> Step:
+    def _attend(self, hub: Hub, now: float) -> None:
+        """Clean up after calls that nobody ended, and tell who listens that this one began."""
+        hub.drain(now)
+        if hub.observers:
+            self._serial = next(hub.serial)
+            self._tell(now, "call_started")
+
+    def _inject(self, now: float) -> Step:
+        """A fault of call scope: the delay first, then the abort."""
         assert self.plan.fault is not None
-        fault, rng = self.plan.fault[0], self.plan.rng
+        self._phase = _DELAYED
+        delay = self.plan.fault.draw_delay(self.plan.rng)
+        if not delay:
+            return self._abort_or_go_on(now)
+        self._count_fault(now, "delay", scope="CALL", delay=delay)
+        # Nothing may outlast what the caller was given by its own caller.
+        self.wake_at = min(now + delay, self._outer)
+        return SLEEP
+
+    def _abort_or_go_on(self, now: float) -> Step:
+        fault = self.plan.fault
+        assert fault is not None
+        if not fault.draw_abort(self.plan.rng):
+            return self.start(now)
+        status = fault.abort_status or 200
+        self._count_fault(now, "abort", scope="CALL", status=status)
+        error = self._error(InjectedFault, f"the policy's fault aborted this call with status {status}")
+        assert isinstance(error, InjectedFault)
+        error.status, error.grpc_status = status, fault.abort_grpc
+        return self._raise(now, error, counted=_IGNORED_CALL)
+
+    def _queue(self, now: float, gate: Concurrency) -> Step:
+        ticket = gate.wait()
+        if ticket is None:
+            return self._reject(now, ConcurrencyExceeded, f"{gate.limit} calls are in flight and the queue is full", None)
+        self._ticket = ticket
+        self._phase = _QUEUED
+        plan, wait = self.plan, self.plan.max_pending_wait
+        self._balancer = plan.balancer if plan.split is None else plan.split.choose(plan.rng.random())
+        self.wake_at = self.deadline if wait is None else min(self.deadline, now + wait)
+        self._tell(now, "call_queued")
+        return self._leave_queue(now)
+
+    def _leave_queue(self, now: float) -> Step:
+        gate = self.plan.concurrency
+        assert gate is not None
+        if gate.claim(self._ticket):
+            self._gate = gate
+            return self.start(now)
+        if now < self.wake_at:
+            return WAIT
+        gate.give_up(self._ticket)
+        self._phase = _STARTED
+        if now >= self.deadline:
+            return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL if self.deadline >= self._outer else "deadline")
+        return self._reject(now, ConcurrencyExceeded, "no slot became free within maxPendingWait", None)
+
+    def lend(self, waker: Waker) -> None:
+        """After WAIT: have ``waker`` called, once, from any thread, when ``woke`` is worth calling."""
+        assert self.plan.concurrency is not None
+        self.plan.concurrency.lend(self._ticket, waker)
+
+    # ------------------------------------------------------------------------------------- attempt level
+
+    def _inject_attempt(self, now: float, fault: Fault) -> Step:
+        rng = self.plan.rng
         delay = fault.draw_delay(rng)
-        by = now + self.plan.per_try
-        self.headers_by = by if by < self.deadline else self.deadline
         self.injected = None
         if fault.draw_abort(rng):
             self.injected = fault.abort_status or 200
             self._count_fault(now, "abort", scope="ATTEMPT", status=self.injected)
-        self._tell(now, "attempt_started", endpoint=self.endpoint.address if self.endpoint else None)
-        if delay:
-            self._count_fault(now, "delay", scope="ATTEMPT", delay=delay)
-            self.wake_at = min(now + delay, self.headers_by)
-            self._phase = _PAUSED
-            return SLEEP
-        return SEND
+        if not delay:
+            return SEND
+        self._count_fault(now, "delay", scope="ATTEMPT", delay=delay)
+        self.wake_at = min(now + delay, self.headers_by)
+        self._phase = _PAUSED
+        return SLEEP
 
     def woke(self, now: float) -> Step:
         """``wake_at`` has come, or the waker was called. A wake too early is answered with the same step again."""
@@ -297,42 +296,47 @@ class Call:
             return RAISE
         if now < self.wake_at:
             return SLEEP
-        if phase == _BACKOFF:
-            if now >= self.deadline:
-                return self._give_last(now)
-            self.plan.stats.retries += 1
-            return self._attempt(now)
+        if phase == _DELAYED:
+            return self._abort_or_go_on(now)
         if phase == _PAUSED:
             self._phase = _FLYING
-            if now >= self.headers_by:
-                return self.answered(now, self.number, _TIMED_OUT)
-            return SEND
-        return self._abort_or_admit(now)
+            return SEND if now < self.headers_by else self.answered(now, self.number, _TIMED_OUT)
+        if now >= self.deadline:
+            return self._give_last(now)
+        self.plan.stats.retries += 1
+        return self.start(now)
 
     # ------------------------------------------------------------------------------------------ answers
 
     def answered(self, now: float, number: int, answer: Answer) -> Step:
         """Attempt ``number`` gave its headers or its result, or failed."""
-        if number != self.number or self._phase != _FLYING or self._born != _Process.generation:
+        if number != self.number or self._phase != _FLYING or self._born != _generation:
             return RETURN  # abandoned meanwhile, or begun before a fork
         plan = self.plan
         if answer.verdict is not _SUCCESS or answer.words or not plan.quick or plan.hub.observers:
             return self._judge(now, answer)
         if answer.complete:
-            # Inlined from _succeeded and _finish: this is the end of nearly every function call.
-            self._phase = _OVER
+            # The end of nearly every function call: _tell_state, _finish and _release in a row. What counts comes first:
+            # a KeyboardInterrupt can only strike at a call, and then the call is abandoned as a whole.
             breaker = plan.breaker
             if breaker is not None:
-                breaker.success(self._permit, now, now - self._sent_at)  # type: ignore[arg-type]  # set in _attempt
+                breaker.success(self._permit, now, now - self._sent_at)  # type: ignore[arg-type]  # set in start
+            seconds = now - self._began
+            bucket = 0 if seconds <= _FIRST_BOUND else bisect_left(BOUNDS, seconds)
             endpoint = self.endpoint
+            if endpoint is not None and (endpoint.server_errors or endpoint.gateway_failures or endpoint.local_failures):
+                self._balancer.detector.success(endpoint)  # type: ignore[union-attr]  # an endpoint came from it
+            self._phase = _OVER
+            stats = plan.stats
+            stats.succeeded_seconds += seconds
+            stats.succeeded[bucket] += 1
             if endpoint is not None:
                 endpoint.in_flight -= 1
-                if endpoint.server_errors or endpoint.gateway_failures or endpoint.local_failures:
-                    self._balancer.detector.success(endpoint)  # type: ignore[union-attr]  # an endpoint came from it
             gate = self._gate
             if gate is not None:
-                gate.leave()
-            plan.stats.success(now - self._began)
+                gate.in_flight -= 1
+                if gate.queue:
+                    gate.hand_out()
             return RETURN
         self._phase = _COMMITTED
         self._answer = answer
@@ -408,7 +412,8 @@ class Call:
         retries = self.plan.retries
         if retries is None or self.number > retries.max_retries:
             return False
-        if not (answer.words & retries.words or answer.status in retries.statuses):
+        # Of an answer with x-envoy-ratelimited Envoy asks no other word, and no number either.
+        if not (answer.words & retries.words or (answer.status in retries.statuses and not answer.words & _RATE_LIMITED)):
             return False
         # What may have reached the service is repeated only if that is harmless.
         return self.replayable and (self.idempotent or answer.verdict is _UNSENT)
@@ -460,7 +465,7 @@ class Call:
 
     def ended(self, now: float, number: int, verdict: Verdict) -> None:
         """The body of a committed answer ended: SUCCESS, FAILURE (it broke), or IGNORED (nobody's fault)."""
-        if self._phase != _COMMITTED or number != self.number or self._born != _Process.generation:
+        if self._phase != _COMMITTED or number != self.number or self._born != _generation:
             return
         answer = self._answer
         if answer.verdict is _SUCCESS and self.plan.mode != "OBSERVE":
@@ -477,7 +482,7 @@ class Call:
         """The caller is gone: give everything back. Never raises, never blocks, idempotent, any thread."""
         phase = self._phase
         self._phase = _OVER
-        if phase in (_NEW, _OVER) or self._born != _Process.generation:
+        if phase in (_NEW, _OVER) or self._born != _generation:
             return
         self.error = CallError("the call was abandoned", service=self.plan.service, route=self.plan.route, attempts=self.number)
         if phase == _QUEUED and self.plan.concurrency is not None:
@@ -512,17 +517,16 @@ class Call:
         self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
 
     def _release(self, phase: int) -> None:
-        """Give back what the call holds: permit, endpoint, slot. The one place for it."""
+        """Give back what the call holds: slot, permit, endpoint. The one place for it, but for the end of ``answered``."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.leave()
         if phase in (_FLYING, _PAUSED, _COMMITTED):
             breaker = self.plan.breaker
             if breaker is not None and self._permit is not None:
                 permit, self._permit = self._permit, None
                 breaker.release(permit)
             self._leave_endpoint()
-        gate = self._gate
-        if gate is not None:
-            self._gate = None
-            gate.leave()
 
     def _leave_endpoint(self, *, tried: bool = False) -> None:
         endpoint = self.endpoint

@@ -59,7 +59,7 @@ class Plan:
     """What a driver and the engine need to know about one route."""
 
     __slots__ = (
-        "balancer", "breaker", "budget", "concurrency", "connect_timeout", "endpoints", "fault", "hub", "idle_timeout", "limit",
+        "balancer", "breaker", "budget", "concurrency", "connect_timeout", "drill", "endpoints", "fault", "hub", "idle_timeout", "limit",
         "max_pending_wait", "mode", "per_try", "plain", "quick", "respond", "retries", "retry_idempotent", "rng", "route", "service", "split",
         "stats", "timeout",
     )
@@ -111,8 +111,10 @@ class Plan:
         self.endpoints = endpoints
         self.balancer = balancer
         self.split = split
-        self.fault = (fault, fault_scope) if fault is not None else None
+        #: The fault of call scope, or of attempt scope: one of the two at most.
+        self.fault = fault if fault_scope == "CALL" else None
+        self.drill = fault if fault_scope == "ATTEMPT" and mode == "ENFORCE" else None
         #: Nothing stands above the deadline: no OBSERVE, no fault of call scope.
-        self.plain = mode == "ENFORCE" and (fault is None or fault_scope == "ATTEMPT")
+        self.plain = mode == "ENFORCE" and self.fault is None
         #: A success without a retry word needs no second look: no OBSERVE, and retryOn lists no status below 500.
         self.quick = mode == "ENFORCE" and (retries is None or all(status >= 500 for status in retries.statuses))

@@ -44,7 +44,7 @@ class Concurrency:
     def retune(self, limit: int, max_pending: int) -> None:
         """A lowered limit lets the calls in flight finish; a raised one wakes who waits."""
         self.limit, self.max_pending = limit, max_pending
-        self._hand_out()
+        self.hand_out()
 
     def enter(self) -> bool:
         """Take a slot if one is free and nobody waits for it."""
@@ -57,7 +57,7 @@ class Concurrency:
         """Give a slot up; the oldest waiter gets it."""
         self.in_flight -= 1
         if self.queue:
-            self._hand_out()
+            self.hand_out()
 
     def wait(self) -> Ticket | None:
         """A ticket, which may be granted already; ``None`` when the queue is full."""
@@ -70,7 +70,7 @@ class Concurrency:
             if len(self.queue) >= self.max_pending:
                 return None
             self.queue.append(ticket)
-        self._hand_out()
+        self.hand_out()
         return ticket
 
     def lend(self, ticket: Ticket, waker: Waker) -> None:
@@ -98,7 +98,8 @@ class Concurrency:
         if was is GRANTED:
             self.leave()
 
-    def _hand_out(self) -> None:
+    def hand_out(self) -> None:
+        """Give free slots to the oldest waiters."""
         while True:
             with self._lock:
                 if not self.queue or self.in_flight >= self.limit:
