@@ -8,30 +8,27 @@ Invariant: ``table`` is replaced by one assignment and never mutated, so whoever
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
 from resilmesh.clock import SYSTEM, Clock
 from resilmesh.drive.attempts import Attempts
 from resilmesh.drive.guard import Failures, Guard, Types, unknown
 from resilmesh.engine import call as engine_call
-from resilmesh.engine.compile import Compiler, Table
 from resilmesh.engine.events import Hub, Observer
-from resilmesh.engine.match import Headers
-from resilmesh.engine.plan import Plan
 from resilmesh.engine.store import Store
 from resilmesh.errors import Forbidden, PolicyError, UnknownService
-from resilmesh.policy import codes
-from resilmesh.policy.codes import Diagnostic
 
 if TYPE_CHECKING:
+    from resilmesh.engine.compile import Table
+    from resilmesh.engine.match import Headers
+    from resilmesh.engine.plan import Plan
+    from resilmesh.policy.codes import Diagnostic
     from resilmesh.policy.load import Loaded
     from resilmesh.policy.model import Policy
 
@@ -73,6 +70,8 @@ class Mesh:
         local_replies: LocalReplies | None = None,
         workload: str | None = None,
     ) -> None:
+        from random import Random
+
         self.clock: Clock = SYSTEM if clock is None else clock
         self._overrides = _overrides(mode=mode, outbound=outbound, local_replies=local_replies, workload=workload)
         self._seeded = seed is not None
@@ -198,6 +197,8 @@ class Mesh:
         return self._revision
 
     def _compile(self, loaded: Loaded) -> Table:
+        # What only a policy needs (pydantic, the model, the compiler) is imported with the first of them.
+        from resilmesh.engine.compile import Compiler
         from resilmesh.policy.check import check
 
         errors = [each for each in check(loaded) if each.severity == "error"]
@@ -219,16 +220,18 @@ class Mesh:
 
     def _missing(self, loaded: Loaded) -> list[Diagnostic]:
         """Functions that are guarded must stay so: a policy without their service would fail every one of their calls."""
+        from resilmesh.policy.codes import GUARDED_MISSING as CODE
+        from resilmesh.policy.codes import Diagnostic
+
         missing = []
         services = {service.name: service for service in loaded.policy.services}
         for service, route in sorted(self._guarded, key=str):
             known = services.get(service)
             if known is None or (route is not None and all(each.name != route for each in known.routes or ())):
                 name = service if route is None else f"{service}/{route}"
-                code = codes.GUARDED_MISSING
                 line, column = loaded.places.line_column(("services",))
                 missing.append(Diagnostic(
-                    loaded.source, line, column, code.code, f"a guarded function needs {name!r}, which the policy does not have", code.remedy,
+                    loaded.source, line, column, CODE.code, f"a guarded function needs {name!r}, which the policy does not have", CODE.remedy,
                 ))
         return missing
 
@@ -393,6 +396,8 @@ class _Watch:
     @staticmethod
     def fingerprint(path: str | os.PathLike[str]) -> bytes | None:
         """Hash of the file's content; ``None`` when it cannot be read."""
+        import hashlib
+
         try:
             with open(path, "rb") as file:
                 return hashlib.sha256(file.read()).digest()

@@ -6,20 +6,20 @@ on; any other leaves it. The loop ends after the attempt that did not raise.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-from resilmesh.drive import runtime
 from resilmesh.drive.context import DEADLINE
 from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
 from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import OK, Answer, Verdict, mask
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
     from contextvars import Token
+    from types import TracebackType
 
     from resilmesh.drive.guard import Guard
+    from resilmesh.drive.runtime import Limit
 
 _TIMED_OUT = Answer(Verdict.FAILURE, mask("5xx", "gateway-error", "reset"), timed_out=True)
 
@@ -33,7 +33,7 @@ class Attempt:
         self._guard = guard
         self._call = call
         self._interruptible = interruptible
-        self._limit: runtime.Limit | None = None
+        self._limit: Limit | None = None
         self._token: Token[float] | None = None
         self._step: Step | None = None
         #: Counts from 1.
@@ -46,7 +46,9 @@ class Attempt:
         if call is not None:
             self._token = DEADLINE.set(call.deadline)
             if self._interruptible and call.headers_by != INFINITY:
-                self._limit = runtime.limit(call.headers_by - self._guard.source.clock.monotonic())
+                from resilmesh.drive.runtime import limit
+
+                self._limit = limit(call.headers_by - self._guard.source.clock.monotonic())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:

@@ -7,14 +7,12 @@ means is the engine's business there as everywhere. Everything after it runs in 
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from resilmesh.drive import aio, sync
 from resilmesh.drive.context import DEADLINE
-from resilmesh.drive.runtime import limit
 from resilmesh.engine.call import RAISE, RETURN, SEND, Call, Step
 from resilmesh.engine.plan import INFINITY, Plan
 from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict, mask, of_status
@@ -144,6 +142,8 @@ class Guard:
 
     def __call__(self, function: F) -> F:
         """Wrap a function, keeping its signature and type."""
+        import inspect  # costs 10 ms, which a program that guards nothing need not pay
+
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"guard cannot wrap the generator function {function.__qualname__}: nothing runs until it is iterated. "
@@ -156,6 +156,8 @@ class Guard:
 
     def _wrap_object(self, function: Any) -> Any:
         """Anything else that can be called: classmethod, staticmethod, functools.partial, an instance with __call__."""
+        import inspect
+
         import wrapt
 
         inner = getattr(function, "__func__", function)
@@ -204,6 +206,8 @@ class Guard:
         return guarded
 
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        from resilmesh.drive.runtime import limit  # brings asyncio, which sync programs do without
+
         guard, source = self, self.source
 
         async def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -352,6 +356,8 @@ class _AsyncExchange(_Attempted):
             DEADLINE.reset(token)
 
     async def _limited(self, call: Call) -> Answer:
+        from resilmesh.drive.runtime import limit
+
         limited = limit(call.headers_by - self._guard.now())
         try:
             value = await self._function(*self._args, **self._kwargs)

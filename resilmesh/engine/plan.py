@@ -6,18 +6,20 @@ its plan when it starts, so a reload can never tear a call in flight.
 
 from __future__ import annotations
 
-from random import Random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from resilmesh.engine.events import Hub
-from resilmesh.engine.fault import Fault
-from resilmesh.state.balance import Balancer
-from resilmesh.state.breaker import CircuitBreaker
-from resilmesh.state.budget import RetryBudget
-from resilmesh.state.concurrency import Concurrency
-from resilmesh.state.outlier import Endpoint
-from resilmesh.state.ratelimit import AllOf, RateLimit
-from resilmesh.state.stats import Stats
+if TYPE_CHECKING:
+    from random import Random
+
+    from resilmesh.engine.events import Hub
+    from resilmesh.engine.fault import Fault
+    from resilmesh.state.balance import Balancer
+    from resilmesh.state.breaker import CircuitBreaker
+    from resilmesh.state.budget import RetryBudget
+    from resilmesh.state.concurrency import Concurrency
+    from resilmesh.state.outlier import Endpoint
+    from resilmesh.state.ratelimit import AllOf, RateLimit
+    from resilmesh.state.stats import Stats
 
 INFINITY = float("inf")
 
