@@ -145,14 +145,20 @@ class Compiler:
         if blocks.rate_limit is None:
             return None
         stands_at = self._scope(blocks, "rate_limit")
-        limits = [self._one_limit(blocks, each, index, stands_at) for index, each in enumerate(blocks.rate_limit)]
+        limits: list[RateLimit] = []
+        shared = 0
+        for index, each in enumerate(blocks.rate_limit):
+            if stands_at == "*" or each.scope == "SERVICE":
+                # The n-th limit of scope SERVICE is one bucket, wherever it stands; `check` holds them to be equal.
+                limits.append(self._one_limit(blocks, each, "*", shared))
+                shared += 1
+            else:
+                limits.append(self._one_limit(blocks, each, stands_at, index))
         return limits[0] if len(limits) == 1 else AllOf(limits)
 
-    def _one_limit(self, blocks: Effective, block: RateLimitBlock, index: int, stands_at: str) -> RateLimit:
+    def _one_limit(self, blocks: Effective, block: RateLimitBlock, owner: str, number: int) -> RateLimit:
         figures = (block.requests, block.per, block.burst or block.requests)
-        # A limit that a route declares for the whole service is one bucket, wherever in a list it stands.
-        shared = block.scope == "SERVICE" and stands_at != "*"
-        key: Key = ("rateLimit", blocks.service.name, "*" if shared else stands_at, "service" if shared else str(index))
+        key: Key = ("rateLimit", blocks.service.name, owner, str(number))
         return self.claims.claim(key, lambda: RateLimit(*figures), lambda kept: kept.retune(*figures))
 
     def _concurrency(self, blocks: Effective) -> Concurrency | None:

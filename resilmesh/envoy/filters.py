@@ -28,27 +28,23 @@ class Buckets:
     def __init__(self) -> None:
         self._filters: dict[str, Json] = {}
 
-    def switched_on_by(self, effective: Effective) -> Json:
+    def switched_on_by(self, blocks: Effective) -> Json:
         """What the route needs in its ``typed_per_filter_config``."""
         switches: Json = {}
-        for index, limit in enumerate(effective.rate_limit or ()):
-            name = _bucket_name(effective, limit, index)
+        shared = 0
+        for index, limit in enumerate(blocks.rate_limit or ()):
+            if blocks.route is not None and blocks.owned_by_route("rate_limit") and limit.scope != "SERVICE":
+                name = f"rateLimit/{blocks.service.name}/{blocks.route.name}#{index}"
+            else:
+                # The n-th limit of scope SERVICE is one bucket, wherever it stands.
+                name = f"rateLimit/{blocks.service.name}#{shared}"
+                shared += 1
             self._filters.setdefault(name, _rate_limit(name, limit))
             switches[name] = _ON
         return switches
 
     def filters(self) -> list[Json]:
         return list(self._filters.values())
-
-
-def _bucket_name(effective: Effective, limit: RateLimit, index: int) -> str:
-    scope = limit.scope or ("ROUTE" if effective.owned_by_route("rate_limit") else "SERVICE")
-    owner = effective.service.name
-    if scope == "ROUTE" and effective.route is not None:
-        owner += "/" + effective.route.name
-    elif scope == "ROUTE":
-        owner += "/"
-    return f"rateLimit/{owner}" if index == 0 else f"rateLimit/{owner}#{index + 1}"
 
 
 def _rate_limit(name: str, limit: RateLimit) -> Json:
