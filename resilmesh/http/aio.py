@@ -81,7 +81,7 @@ class AsyncExchange(Exchange):
 
     async def set_aside(self) -> None:
         response = self.response
-        if response is None or response.is_closed:
+        if response is None or self.answer.complete:
             return
         content, whole = bytearray(), False
         self.wire.until = self.keep_until()

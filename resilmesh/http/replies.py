@@ -61,9 +61,9 @@ def _reset_reason(error: Exception) -> tuple[int, str, str] | None:
     if stream_reset(error) is not None:
         return 503, "remote refused stream reset" if is_refused_stream(error) else "remote reset", "UR"
     if "RemoteProtocolError" in names:
-        # A reason that h11 or h2 found in the bytes; without one, the connection just ended.
-        parser = error.__cause__.__cause__ if error.__cause__ is not None else None
-        return (503, "connection termination", "UC") if parser is None else (502, "protocol error", "UPE")
+        # httpcore gives what h11 found wrong with the bytes as the argument; without it, the connection just ended.
+        found = error.__cause__.args[0] if error.__cause__ is not None and error.__cause__.args else None
+        return (502, "protocol error", "UPE") if isinstance(found, Exception) else (503, "connection termination", "UC")
     if names & {"ReadError", "WriteError", "CloseError", "NetworkError"}:
         return 503, "connection termination", "UC"
     return None

@@ -67,7 +67,7 @@ class SyncExchange(Exchange):
 
     def set_aside(self) -> None:
         response = self.response
-        if response is None or response.is_closed:
+        if response is None or self.answer.complete:
             return
         content, whole, outer = bytearray(), False, CURRENT.get()
         self.wire.until = self.keep_until()
