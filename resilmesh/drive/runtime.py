@@ -71,8 +71,23 @@ def limit(seconds: float) -> Limit:
         task = current_task(loop)
     except RuntimeError:
         return _TrioLimit(seconds)
-    # A loop without a task: trio runs as a guest of asyncio.
-    return _TrioLimit(seconds) if task is None else _AsyncioLimit(seconds, loop, task)
+    if task is None:  # a loop without a task: trio runs as a guest of asyncio
+        return _TrioLimit(seconds)
+    try:
+        timer: LoopTimer = _local.timer
+    except AttributeError:
+        timer = _local.timer = LoopTimer(loop)
+    if timer.loop is not loop:
+        timer = _local.timer = LoopTimer(loop)
+    limited = _AsyncioLimit(timer, task, task.cancelling())
+    when = monotonic() + seconds
+    heap = timer.heap
+    if len(heap) > timer.most:
+        timer.tidy()
+    heappush(heap, (when, next(_serial), limited))
+    if when < timer.armed:
+        timer.arm(when)
+    return limited
 
 
 class _TrioLimit:
@@ -91,92 +106,78 @@ class _TrioLimit:
 
 
 class _AsyncioLimit:
-    """Cancels the task like ``asyncio.timeout``, at a fifth of its cost: see ``LoopTimer``."""
+    """Cancels the task like ``asyncio.timeout``, at a third of its cost: see ``LoopTimer``."""
 
-    __slots__ = ("_cancelling", "_entry", "_fired", "_task", "_timer")
+    __slots__ = ("cancelling", "fired", "over", "task", "timer")
 
-    def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-        try:
-            timer: LoopTimer = _local.timer
-        except AttributeError:
-            timer = _local.timer = LoopTimer(loop)
-        if timer.loop is not loop:
-            timer = _local.timer = LoopTimer(loop)
-        self._fired = False
-        self._task, self._timer = task, timer
-        self._cancelling = task.cancelling()
-        self._entry = timer.add(monotonic() + seconds, self)
-
-    def expire(self) -> None:
-        self._fired = True
-        self._task.cancel()
+    def __init__(self, timer: LoopTimer, task: asyncio.Task[Any], cancelling: int) -> None:
+        self.timer = timer
+        self.task = task
+        self.cancelling = cancelling
+        self.fired = False
+        self.over = False
 
     def stop(self, error: BaseException | None) -> bool:
-        self._timer.remove(self._entry)
-        if not self._fired:
+        self.over = True
+        heap = self.timer.heap
+        if heap and heap[0][2].over:
+            self.timer.tidy()
+        if not self.fired:
             return False
         # As in asyncio.timeout: somebody else's cancellation, which came as well, must go on.
-        return self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
+        return self.task.uncancel() <= self.cancelling and isinstance(error, asyncio.CancelledError)
 
 
 _local = threading.local()
+_serial = count()
 
 
 class LoopTimer:
     """One timer per event loop for all limits: ``loop.call_later`` only when the earliest limit moves forward.
 
-    Limits mostly have the same length, so they end in the order they came, and nearly all are removed long
-    before they are due: adding one is a push on a heap, removing one marks it. Costs 0.45 us where
-    ``asyncio.timeout`` costs 2.4.
+    Limits mostly have the same length, so they end in the order they came, and nearly all are over long
+    before they are due: adding one is a push on a heap, ending one marks it, and the marked ones at the top are
+    thrown away.
     """
 
-    __slots__ = ("_armed", "_handle", "_heap", "_live", "_serial", "loop")
+    __slots__ = ("_handle", "armed", "heap", "loop", "most")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        #: [when, serial, limit or None once it is removed]
-        self._heap: list[list[Any]] = []
-        self._live = 0
-        self._serial = count()
-        self._armed = INFINITY
+        #: when it is due, a serial number so that limits are never compared, the limit
+        self.heap: list[tuple[float, int, _AsyncioLimit]] = []
+        #: When the loop will call; inf: it will not.
+        self.armed = INFINITY
+        #: Above this many entries they are tidied: twice those that were alive the last time.
+        self.most = 64
         self._handle: asyncio.TimerHandle | None = None
 
-    def add(self, when: float, limited: _AsyncioLimit) -> list[Any]:
-        entry = [when, next(self._serial), limited]
-        heappush(self._heap, entry)
-        self._live += 1
-        if when < self._armed:
-            self._arm(when)
-        return entry
-
-    def remove(self, entry: list[Any]) -> None:
-        if entry[2] is None:
-            return
-        entry[2] = None
-        self._live -= 1
-        heap = self._heap
-        while heap and heap[0][2] is None:
-            heappop(heap)
-        if len(heap) > 64 and len(heap) > 4 * self._live:
-            # One long limit at the top keeps the ended ones below it; do not let them pile up.
-            self._heap = [each for each in heap if each[2] is not None]
-            heapify(self._heap)
-
-    def _arm(self, when: float) -> None:
+    def arm(self, when: float) -> None:
+        """Have the loop call at ``when``."""
         if self._handle is not None:
             self._handle.cancel()
-        self._armed = when
+        self.armed = when
         self._handle = self.loop.call_later(when - monotonic(), self._fire)
 
+    def tidy(self) -> None:
+        """Throw away limits that are over: at the top, and all of them when too many have piled up below a long one."""
+        heap = self.heap
+        while heap and heap[0][2].over:
+            heappop(heap)
+        if len(heap) > self.most:
+            heap[:] = [each for each in heap if not each[2].over]
+            heapify(heap)
+            self.most = max(64, 2 * len(heap))
+
     def _fire(self) -> None:
-        self._armed, self._handle = INFINITY, None
+        self.armed, self._handle = INFINITY, None
         # The loop may be early by the resolution of its clock (and uvloop counts whole milliseconds).
         now = monotonic() + 0.001
-        heap = self._heap
-        while heap and (heap[0][2] is None or heap[0][0] <= now):
+        heap = self.heap
+        while heap and (heap[0][2].over or heap[0][0] <= now):
             limited = heappop(heap)[2]
-            if limited is not None:
-                self._live -= 1
-                limited.expire()
+            if not limited.over:
+                limited.fired = True
+                limited.task.cancel()
         if heap:
-            self._arm(heap[0][0])
+            self.arm(heap[0][0])
