@@ -25,7 +25,8 @@ def checked_only(command: str) -> bool:
         case ["pip", "install", *words]:
             for word in words:
                 if not word.startswith("-"):
-                    _exists(Requirement(word))
+                    # `.[httpx]` is this checkout.
+                    _exists(Requirement(f"resilmesh{word[1:]}" if word.startswith(".") else word))
         case ["resilmesh", "compare", *words]:
             from resilmesh.cli import compare
 

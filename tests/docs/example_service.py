@@ -19,6 +19,8 @@ from typing import Any
 #: Tells the programs that a page starts where the service listens; ``site/sitecustomize.py`` reads it.
 PORT_VARIABLE = "RESILMESH_EXAMPLE_SERVICE"
 LOOPBACK = "127.0.0.1"
+#: What every name resolves to: an address for documentation (RFC 5737), which nothing ever reaches.
+ELSEWHERE = "192.0.2.1"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -62,10 +64,11 @@ def lead_to(port: int) -> None:
     """From now on every host but this machine is the service at ``port``."""
     resolve, connect = socket.getaddrinfo, socket.socket.connect
 
-    def getaddrinfo(host: Any, *arguments: Any, **more: Any) -> Any:
+    def getaddrinfo(host: Any, wanted: Any, *arguments: Any, **more: Any) -> Any:
         if _is_local(host):
-            return resolve(host, *arguments, **more)
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (LOOPBACK, port))]
+            return resolve(host, wanted, *arguments, **more)
+        # Not LOOPBACK: some ask for addresses only and connect to the port that the URL names.
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (ELSEWHERE, int(wanted or 0)))]
 
     def connect_local(self: socket.socket, address: Any) -> None:
         if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):

@@ -43,7 +43,7 @@ services:
     '```python title="hello.py"\nprint("hello", 42)\n```\n```console\n$ python hello.py\nhello ...\n```\n',
     '```console\n$ printf "a\\nb\\nc\\n"\na\n...\nc\n```\n',
     '```console exit=1\n$ false\n```\n',
-    '```console\n$ make test\n$ pip install resilmesh[all]\n```\n',
+    '```console\n$ make test\n$ pip install resilmesh[all]\n$ pip install ".[httpx]"\n```\n',
     '- in a list\n\n  ```python\n  assert True\n  ```\n',
     '```python\nimport urllib.request as r\nassert r.urlopen("http://inventory.internal/x").status == 200\n```\n',
     '```python title="c.py"\nimport urllib.request as r\nprint(r.urlopen("http://10.1.2.3:81/x").status)\n```\n'
@@ -61,6 +61,7 @@ def test_a_page_that_is_right(text: str, tmp_path: Path) -> None:
     ("```console\n$ false\n```\n", "ended with 1"),
     ("```console\n$ make no-such-target\n```\n", "no-such-target"),
     ("```console\n$ pip install resilmesh[nothing]\n```\n", "no extra nothing"),
+    ("```console\n$ pip install .[nothing]\n```\n", "no extra nothing"),
     ("```yaml\ntimeuot: 3s\n```\n", "resilmesh check ended with 1"),
     ("```yaml refused\ntimeout: 3s\n```\n", "resilmesh check ended with 0"),
     ("```json\n{\n```\n", "JSONDecodeError"),
