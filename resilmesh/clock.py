@@ -1,13 +1,10 @@
-"""The one place where the library reads a clock or waits.
+"""What a clock is. Everything below the drivers takes ``now`` and ``rng`` as arguments; the drivers take theirs from a ``Clock``.
 
-Everything below the adapters takes ``now`` and ``rng`` as arguments; the adapters take theirs from a
-``Clock``. A test passes ``resilmesh.testing.ManualClock`` and nothing sleeps.
+The real one is ``resilmesh.drive.system.SystemClock``; a test passes ``resilmesh.testing.ManualClock`` and nothing sleeps.
 """
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -35,30 +32,3 @@ class Clock(Protocol):
 
     async def wait_async(self, lend: Lend, seconds: float) -> None:
         """Suspend this task until the waker is called, ``seconds`` (may be ``inf``) at most."""
-
-
-class SystemClock:
-    """The operating system's clocks."""
-
-    # Plain functions, not methods: `clock.monotonic()` is on the path of every call.
-    monotonic = staticmethod(time.monotonic)
-    wall = staticmethod(time.time)
-    sleep = staticmethod(time.sleep)
-
-    def wait(self, lend: Lend, seconds: float) -> None:
-        event = threading.Event()
-        lend(event.set)
-        event.wait(None if seconds == float("inf") else min(seconds, threading.TIMEOUT_MAX))
-
-    async def sleep_async(self, seconds: float) -> None:
-        from resilmesh.drive import runtime
-
-        await runtime.sleep(seconds)
-
-    async def wait_async(self, lend: Lend, seconds: float) -> None:
-        from resilmesh.drive import runtime
-
-        await runtime.wait(lend, seconds)
-
-
-SYSTEM: Clock = SystemClock()

@@ -16,15 +16,16 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
-from resilmesh.clock import SYSTEM, Clock
 from resilmesh.drive.attempts import Attempts
 from resilmesh.drive.guard import Failures, Guard, Types, unknown
+from resilmesh.drive.system import SYSTEM
 from resilmesh.engine import call as engine_call
 from resilmesh.engine.events import Hub, Observer
 from resilmesh.engine.store import Store
 from resilmesh.errors import Forbidden, PolicyError, UnknownService
 
 if TYPE_CHECKING:
+    from resilmesh.clock import Clock
     from resilmesh.engine.compile import Table
     from resilmesh.engine.match import Headers
     from resilmesh.engine.plan import Plan

@@ -12,6 +12,7 @@ from resilmesh.compare.planes import CLIENTS, PLANES, SIDECAR, client_version, e
 from resilmesh.compare.progress import Progress
 from resilmesh.compare.run import DEFAULT_ROUNDS, Result, Settings, compare, steps
 from resilmesh.compare.scenarios import SCENARIOS
+from resilmesh.errors import ResilmeshError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of arrivals, failures and choices (default: 1)")
     parser.add_argument(
         "--rounds", type=_at_least_one, default=DEFAULT_ROUNDS, help=f"over all planes for the costs (default: {DEFAULT_ROUNDS})")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the whole report to FILE too")
+    parser.add_argument("--json", metavar="FILE", type=_writable, help="write the whole report to FILE too")
 
 
 def _at_least_one(text: str) -> int:
@@ -29,6 +30,15 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
+
+
+def _writable(text: str) -> Path:
+    """A file that can be written: better known now than in two minutes."""
+    try:
+        Path(text).touch()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,6 +61,9 @@ def run(options: argparse.Namespace) -> int:
             results.append(result)
             progress.clear()
             print("\n" + report.scenario(result), flush=True)
+    except ResilmeshError as error:
+        print(f"resilmesh compare: {error}", file=sys.stderr)
+        return 2
     finally:
         progress.clear()
     for result in results:
@@ -58,5 +71,6 @@ def run(options: argparse.Namespace) -> int:
             print("\n" + report.cost(result, settings))
     print("\n" + report.notes_on_method())
     if options.json is not None:
-        options.json.write_text(json.dumps(report.as_json(settings, results, lacking, envoy), indent=2) + "\n", encoding="utf-8")
+        told = report.as_json(settings, results, lacking, envoy)
+        options.json.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return 0

@@ -19,12 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from resilmesh.errors import ResilmeshError
+
 #: How long a child may take to end by itself before it is killed.
 _GRACE = 2.0
 _TICK = 0.25
 
 
-class ChildFailed(RuntimeError):
+class ChildFailed(ResilmeshError):
     """A child ended early or said nothing in time; the message has the end of its stderr."""
 
 

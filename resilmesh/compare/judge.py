@@ -67,6 +67,8 @@ def judge(library: Measured, sidecar: Measured, tolerance: Tolerance, seed: int)
     judgements = [_share("success", library.succeeded, library.calls, sidecar.succeeded, sidecar.calls, tolerance)]
     for kind in ("rejections", "failures"):
         mine, theirs = getattr(library, kind), getattr(sidecar, kind)
+        if len(mine | theirs) > 1:
+            judgements.append(_share(f"{kind}, in all", mine.total(), library.calls, theirs.total(), sidecar.calls, tolerance))
         judgements += [
             _share(f"{kind}: {reason}", mine[reason], library.calls, theirs[reason], sidecar.calls, tolerance)
             for reason in sorted(mine | theirs)

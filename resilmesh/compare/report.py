@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from resilmesh.compare.stats import ALPHA, Spread, quantile
 from resilmesh.compare.traffic import CLIENT_TIMEOUT
 
 _NONE = "-"
+_WIDTH = 120
 _UNEXPLAINED = "nothing in this policy explains it: one of the planes is wrong here, or this run was disturbed"
 #: Below this many successful calls the 99th percentile is one call's luck.
 _ENOUGH_FOR_P99 = 200
@@ -78,7 +80,7 @@ def _scenario_json(result: Result) -> dict[str, Any]:
 
 def heading(settings: Settings, missing: Mapping[str, str], envoy: str | None) -> str:
     here, by = machine(), client(settings)
-    sidecar = f"Envoy {envoy} (Envoy, not Istio: no control plane, no iptables)" if envoy else f"left out: {missing[SIDECAR]}"
+    sidecar = f"Envoy {envoy}, one worker (Envoy, not Istio: no control plane, no iptables)" if envoy else f"left out: {missing[SIDECAR]}"
     return "\n".join((
         f"resilmesh {version('resilmesh')}, the same policy and the same calls on every plane",
         f"  client   {by['library']} {by['version']}, {by['style']}, {by['protocol']}, no redirects, seed {settings.seed}",
@@ -110,8 +112,11 @@ def _rows(measured: Sequence[Measured]) -> list[tuple[str, Show]]:
         *((f"latency p{percent}, ms", _latency_shown(percent)) for percent in (50, 90, 99)),
         ("attempts per call, as services saw", lambda each: f"{each.attempts_per_call:.3f}"),
     ]
-    rows += [(f"rejected: {reason}", _counted("rejections", reason)) for reason in _reasons_of("rejections", measured)]
-    rows += [(f"failed: {reason}", _counted("failures", reason)) for reason in _reasons_of("failures", measured)]
+    for kind, word in (("rejections", "rejected"), ("failures", "failed")):
+        reasons = _reasons_of(kind, measured)
+        if len(reasons) > 1:
+            rows.append((f"{word}, in all", _counted(kind, *reasons)))
+        rows += [(f"{word}: {reason}", _counted(kind, reason)) for reason in reasons]
     versions = _reasons_of("versions", measured)
     if len(versions) > 1:
         rows += [(f"answered by {name}", _version_share(name)) for name in versions]
@@ -135,10 +140,11 @@ def _latency_shown(percent: int) -> Show:
     return show
 
 
-def _counted(kind: str, reason: str) -> Show:
+def _counted(kind: str, *reasons: str) -> Show:
     def show(each: Measured) -> str:
         counts: Counter[str] = getattr(each, kind)
-        return f"{counts[reason] / each.calls:.1%}" if counts[reason] else _NONE
+        count = sum(counts[reason] for reason in reasons)
+        return f"{count / each.calls:.1%}" if count else _NONE
 
     return show
 
@@ -171,7 +177,7 @@ def _verdict(result: Result) -> list[str]:
         for reason in judgement.explained_by(result.notes) or [_UNEXPLAINED]:
             by_reason.setdefault(reason, []).append(judgement.figure)
     lines += [f"  why      {reason} [{', '.join(figures)}]" for reason, figures in by_reason.items()]
-    return lines
+    return [textwrap.fill(line, _WIDTH, initial_indent="", subsequent_indent=" " * 11) for line in lines]
 
 
 def _sentence(judgement: Judgement) -> str:
@@ -203,9 +209,10 @@ def cost(result: Result, settings: Settings) -> str:
         if base is not None or any(cell != _NONE for cell in cells):
             rows.append([f"{figure.title}, {figure.unit}", _NONE if base is None else _number(base.value.median), *cells])
     return "\n".join((
-        f"Cost, from {settings.rounds} interleaved rounds of steady, {result.scenario.traffic.calls} calls each by one worker",
+        f"Cost: from {settings.rounds} interleaved rounds of steady, {result.scenario.traffic.calls} calls each by one worker",
         "  Medians; in brackets the ratio to bare of the same round, as least-median-greatest. The services answer at once, so the",
-        "  ratios of latency are the worst case: a service that takes 20 ms makes them nearly 1.", "", table(rows), "",
+        "  ratios of latency are the worst case: a service that takes 20 ms makes them nearly 1. The proxy's CPU is read in ticks of 10 ms.",
+        "", table(rows), "",
         *what_is_worse(result.costs),
     ))
 

@@ -107,7 +107,7 @@ class Scenario:
         return max((outage.end for script in self.services for outage in script.outages), default=None)
 
 
-_OUTAGE = (Outage(1.0, 3.0, "503", Latency(0.03)),)
+_OUTAGE = (Outage(1.0, 2.7, "503", Latency(0.03)),)
 
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
@@ -120,7 +120,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         traffic=Open(300, 3.0), workers=32,
     ),
     Scenario(
-        "outage", "Every endpoint fails for two seconds: who is spared, and how soon is all well again?",
+        "outage", "Every endpoint fails for a while: who is spared, and how soon is all well again?",
         services=tuple(Script(name, latency=Latency(0.003, 0.3), outages=_OUTAGE) for name in "ab"),
         traffic=Open(150, 5.0), workers=32,
     ),

@@ -64,7 +64,7 @@ class Job:
     spawned: float
     #: The policy's text in the library's planes.
     policy: str | None = None
-    mode: Literal["OFF"] | None = None
+    mode: Literal["ENFORCE", "OFF"] = "ENFORCE"
     #: Where resilmesh is imported from, should it not be installed.
     library_path: str = ""
     seed: int = 0
@@ -100,7 +100,8 @@ def _mesh(policy: str, job: Job) -> Any:
     sys.path.append(job.library_path)
     from resilmesh import Mesh
 
-    return Mesh.from_text(policy, seed=job.seed, mode=job.mode, local_replies="RESPOND")
+    # Every setting that the environment could change is given: both planes must obey the file alone.
+    return Mesh.from_text(policy, seed=job.seed, mode=job.mode, outbound="ALLOW_ANY", local_replies="RESPOND", workload="shop")
 
 
 @dataclass(slots=True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
-from resilmesh.clock import SYSTEM, Clock
+from resilmesh.drive.system import SYSTEM
 from resilmesh.engine.plan import INFINITY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from resilmesh.clock import Clock
 
 #: Absolute, in seconds of the monotonic clock; ``inf``: none.
 DEADLINE: ContextVar[float] = ContextVar("resilmesh.deadline", default=INFINITY)

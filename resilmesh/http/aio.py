@@ -21,7 +21,7 @@ from resilmesh.http.exchange import KEPT_BYTES, Exchange
 from resilmesh.http.library import library_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from types import TracebackType
     from typing import Self
 
@@ -85,47 +85,39 @@ class AsyncExchange(Exchange):
             return
         content, whole = bytearray(), False
         self.wire.until = self.keep_until()
-        chunks = self.chunks(response.stream)
+        parts = aiter(response.stream)
         try:
-            while (chunk := await anext(chunks, None)) is not None:
-                content += chunk
-                if len(content) > KEPT_BYTES:
-                    break
-            else:
-                whole = True
+            while len(content) <= KEPT_BYTES:
+                content += await self.part(parts.__anext__)
+        except StopAsyncIteration:
+            whole = True
         except (Exception, LimitPassed):  # noqa: S110  # the rest is lost, and it was only being kept
             pass
         finally:
+            if hasattr(parts, "aclose"):
+                await parts.aclose()
             await self.free(response.stream, whole=whole)
         self.keep(bytes(content[:KEPT_BYTES]), whole=whole)
 
-    async def chunks(self, stream: Any) -> AsyncIterator[bytes]:
-        """The parts of a response body, each read within the limits of the wire."""
-        wire, lane = self.wire, self.lane
-        guarded = lane.foreign or lane.multiplexed
-        advance = aiter(stream).__anext__
-        while True:
-            outer = CURRENT.get()
-            CURRENT.set(wire)
-            try:
-                if guarded and (wire.until != INFINITY or wire.idle_timeout != INFINITY):
-                    chunk = await self.within(advance())
-                else:
-                    chunk = await advance()
-            except StopAsyncIteration:
-                return
-            finally:
-                CURRENT.set(outer)
-            yield chunk
+    async def part(self, advance: Callable[[], Awaitable[bytes]]) -> bytes:
+        """The next part of a response body, within the limits of the wire."""
+        wire, lane, outer = self.wire, self.lane, CURRENT.get()
+        CURRENT.set(wire)
+        try:
+            if (lane.foreign or lane.multiplexed) and (wire.until != INFINITY or wire.idle_timeout != INFINITY):
+                return await self.within(advance())  # type: ignore[no-any-return]  # it gives what it awaits
+            return await advance()
+        finally:
+            CURRENT.set(outer)
 
-    async def free(self, stream: Any, *, whole: bool) -> None:
-        """Close a response stream, ``whole`` or not."""
+    async def free(self, stream: Any, *, whole: bool = False, broken_off: bool = False) -> None:
+        """Close a response stream. ``whole``: it was read to its end. ``broken_off``: by what is no Exception."""
         try:
             await stream.aclose()
         except BaseException:
             await self.heal(stream)
             raise
-        if not whole and self.lane.multiplexed:
+        if broken_off or (not whole and self.lane.multiplexed):
             await self.heal(stream)
 
     async def heal(self, stream: Any) -> None:
@@ -149,7 +141,10 @@ class AsyncExchange(Exchange):
 
 
 class AsyncBody:
-    """The body of a committed response: the call ends when it ends, is closed, or is forgotten."""
+    """The body of a committed response: the call ends when it ends, is closed, or is forgotten.
+
+    Its own iterator, and no generator: trio warns of every generator that is not read to its end.
+    """
 
     def __init__(self, exchange: AsyncExchange, stream: Any) -> None:
         self._ended = False
@@ -157,32 +152,33 @@ class AsyncBody:
         self._stream = stream
         exchange.body_begins()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._advance = aiter(self._stream).__anext__
+        return self
+
+    async def __anext__(self) -> bytes:
         exchange = self._exchange
-        chunks = exchange.chunks(self._stream)
-        while True:
-            try:
-                chunk = await anext(chunks)
-            except StopAsyncIteration:
-                break
-            except LimitPassed as limit:
+        try:
+            return await exchange.part(self._advance)
+        except StopAsyncIteration:
+            if not self._ended:
                 self._ended = True
-                error = exchange.body_limited(limit)
-                await exchange.free(self._stream, whole=False)
-                raise error from None
-            except Exception as error:
-                self._ended = True
-                exchange.body_failed(error)
-                raise
-            except BaseException:
-                self._ended = True
-                exchange.abandon()
-                await exchange.heal(self._stream)
-                raise
-            yield chunk
-        if not self._ended:
+                exchange.body_ended(Verdict.SUCCESS)
+            raise
+        except LimitPassed as limit:
             self._ended = True
-            exchange.body_ended(Verdict.SUCCESS)
+            error = exchange.body_limited(limit)
+            await exchange.free(self._stream)
+            raise error from None
+        except Exception as error:
+            self._ended = True
+            exchange.body_failed(error)
+            raise
+        except BaseException:
+            self._ended = True
+            exchange.abandon()
+            await exchange.free(self._stream, broken_off=True)
+            raise
 
     async def aclose(self) -> None:
         early = not self._ended

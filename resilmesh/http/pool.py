@@ -88,9 +88,10 @@ def heal(pool: Any, stream: Any = None) -> list[Any]:
     point, so that no second cancellation can interrupt it.
     """
     with pool._optional_thread_lock:
-        request = getattr(getattr(stream, "_httpcore_stream", None), "_pool_request", None)
-        if request in pool._requests:
-            pool._requests.remove(request)
+        body = getattr(stream, "_httpcore_stream", None)
+        # Marked as closed and still in the pool: its closing was interrupted, and nobody will go on with it.
+        if getattr(body, "_closed", False) and body._pool_request in pool._requests:
+            pool._requests.remove(body._pool_request)
         used = {id(each.connection) for each in pool._requests}
         stuck = [each for each in pool._connections if id(each) not in used and not each.is_idle() and not each.is_closed()]
         lost = [each for each in stuck if not _shared(each)]

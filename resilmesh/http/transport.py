@@ -86,14 +86,14 @@ class SyncExchange(Exchange):
             self.free(response.stream, whole=whole)
         self.keep(bytes(content[:KEPT_BYTES]), whole=whole)
 
-    def free(self, stream: Any, *, whole: bool) -> None:
-        """Close a response stream, ``whole`` or not."""
+    def free(self, stream: Any, *, whole: bool = False, broken_off: bool = False) -> None:
+        """Close a response stream. ``whole``: it was read to its end. ``broken_off``: by what is no Exception."""
         try:
             stream.close()
         except BaseException:
             self.heal(stream)
             raise
-        if not whole and self.lane.multiplexed:
+        if broken_off or (not whole and self.lane.multiplexed):
             self.heal(stream)
 
     def heal(self, stream: Any) -> None:
@@ -132,7 +132,7 @@ class Body:
             except LimitPassed as limit:
                 self._ended = True
                 error = exchange.body_limited(limit)
-                exchange.free(self._stream, whole=False)
+                exchange.free(self._stream)
                 raise error from None
             except Exception as error:
                 self._ended = True
@@ -141,7 +141,7 @@ class Body:
             except BaseException:
                 self._ended = True
                 exchange.abandon()
-                exchange.heal(self._stream)
+                exchange.free(self._stream, broken_off=True)
                 raise
             finally:
                 CURRENT.set(outer)

@@ -67,7 +67,7 @@ NOT_UTF8 = _code(
     "Save it as UTF-8.",
 )
 TOO_LARGE = _code(
-    "RM003", "The file is too large", "A policy may have 8 MiB.", "Split the policy by workload.",
+    "RM003", "The file is too large", "A policy may have 8 MiB and three million keys and values.", "Split the policy by workload.",
 )
 EMPTY = _code(
     "RM004", "The file is empty", "It holds no document, or nothing but comments.",
@@ -98,7 +98,7 @@ BAD_KEY = _code(
     "Put the key in quotes.",
 )
 MORE = _code(
-    "RM013", "More mistakes", "Only the first thousand mistakes are listed.", "Mend those, and check again.",
+    "RM013", "More mistakes", "Only a thousand mistakes are listed; of more than twenty thousand only the number.", "Mend those, and check again.",
 )
 
 # ----------------------------------------------------------------------------- RM1xx: fitting the model

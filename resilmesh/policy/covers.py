@@ -7,43 +7,49 @@ several earlier ones cover together is not found, nor are most relations between
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from resilmesh.policy.matching import GrpcMatch, Match, PathMatch, StringMatch
 from resilmesh.policy.regex import compile_regex
+
+#: So that a service with very many routes of one path is judged in bounded time.
+_MOST_CANDIDATES = 256
 
 
 class Earlier:
     """The matches of the routes so far, found by their path, so that a thousand routes take no million comparisons."""
 
     def __init__(self) -> None:
-        self._exact: dict[str, list[tuple[str, Match]]] = {}
-        self._prefix: dict[str, list[tuple[str, Match]]] = {}
+        #: Number of the route, its name, and one of its matches.
+        self._others: list[tuple[int, str, Match]] = []
+        self._exact: dict[str, list[tuple[int, str, Match]]] = {}
+        self._prefix: dict[str, list[tuple[int, str, Match]]] = {}
         self._lengths: set[int] = set()
-        self._others: list[tuple[str, Match]] = []
 
-    def add(self, route: str, matches: list[Match] | None) -> None:
-        """Remember a route under its name; ``None``: it matches every request."""
+    def add(self, number: int, route: str, matches: list[Match] | None) -> None:
+        """Remember a route; ``None``: it matches every request."""
         for match in matches or [Match()]:
-            path = match.path
+            path, entry = match.path, (number, route, match)
             if path is not None and path.exact is not None:
-                self._exact.setdefault(path.exact, []).append((route, match))
+                self._exact.setdefault(path.exact, []).append(entry)
             elif path is not None and path.prefix is not None:
-                self._prefix.setdefault(path.prefix, []).append((route, match))
+                self._prefix.setdefault(path.prefix, []).append(entry)
                 self._lengths.add(len(path.prefix))
             else:
-                self._others.append((route, match))
+                self._others.append(entry)
 
     def covering(self, matches: list[Match] | None) -> list[str]:
         """Names of earlier routes that match everything ``matches`` do; empty when some request may get past them."""
         routes: dict[str, None] = {}
         for match in matches or [Match()]:
-            by = next((route for route, wider in self._candidates(match) if covers(wider, match)), None)
-            if by is None:
+            candidates = islice(self._candidates(match), _MOST_CANDIDATES)
+            by = [(number, route) for number, route, wider in candidates if covers(wider, match)]
+            if not by:
                 return []
-            routes[by] = None
+            routes[min(by)[1]] = None
         return list(routes)
 
-    def _candidates(self, match: Match) -> Iterator[tuple[str, Match]]:
+    def _candidates(self, match: Match) -> Iterator[tuple[int, str, Match]]:
         yield from self._others
         start, whole = _path_start(match)
         if whole:

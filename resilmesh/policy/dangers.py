@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -172,11 +173,12 @@ def _outlier_detection(report: Report, plan: Effective) -> None:
     if outlier.consecutive_5xx_errors is None and outlier.consecutive_gateway_errors is None and (
         outlier.consecutive_local_origin_failures is None
     ):
-        report.add(codes.NEVER_EJECTS, place, "'outlierDetection' counts nothing")
+        report.add(codes.NEVER_EJECTS, place, "'outlierDetection' counts nothing", "set 'consecutive5xxErrors' or another count")
     if endpoints and len(endpoints) * outlier.max_ejection_percent < 100:
         report.add(
             codes.NEVER_EJECTS, (*place, "maxEjectionPercent"),
             f"{outlier.max_ejection_percent:g} percent of the {len(endpoints)} endpoints of service {plan.service.name!r} is less than one",
+            f"at least {math.ceil(100 / len(endpoints))}",
         )
 
 
@@ -205,7 +207,7 @@ def _routes(report: Report, path: Path, service: Service) -> None:
                 names = " and ".join(repr(name) for name in by)
                 come = "come" if len(by) > 1 else "comes"
                 report.add(codes.SHADOWED, place, f"route {route.name!r} can never match: {names} {come} first")
-            earlier.add(route.name, possible)
+            earlier.add(number, route.name, possible)
 
 
 def _possible_matches(report: Report, place: Path, matches: list[Match] | None, service: Service) -> list[Match] | None:

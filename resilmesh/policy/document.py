@@ -24,6 +24,9 @@ Path = tuple[str | int, ...]
 
 MAX_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 64
+#: Keys and values: about twenty for a route, so this is a hundred thousand routes and ten seconds.
+MAX_VALUES = 3_000_000
+MAX_MISTAKES = 1000
 # Longer than any 64-bit number or double in full precision; int() is quadratic in the length.
 _MAX_DIGITS = 64
 
@@ -156,6 +159,7 @@ class _Reader:
         self._text = text
         self._source = source
         self._mistakes: list[Diagnostic] = []
+        self._values = 0
 
     def document(self) -> Document:
         try:
@@ -185,12 +189,20 @@ class _Reader:
         return Document(data, Places(spot), self._mistakes)
 
     def _note(self, code: Code, mark: Any, message: str, hint: str = "") -> None:
-        self._mistakes.append(Diagnostic(self._source, mark.line + 1, mark.column + 1, code.code, message, hint))
+        line, column = mark.line + 1, mark.column + 1
+        self._mistakes.append(Diagnostic(self._source, line, column, code.code, message, hint))
+        if len(self._mistakes) == MAX_MISTAKES:
+            self._mistakes.append(Diagnostic(self._source, line, column, codes.MORE.code, "and nothing behind this place was read"))
+            raise _Stop
 
     # ------------------------------------------------------------------------------------------- nodes
 
     def _node(self, event: Any, depth: int) -> tuple[Any, Spot]:
         mark = event.start_mark
+        self._values += 1
+        if self._values > MAX_VALUES:
+            self._note(codes.TOO_LARGE, mark, f"the policy has more than {MAX_VALUES} values", "split it by workload")
+            raise _Stop
         spot = Spot(mark.line + 1, mark.column + 1)
         kind = type(event)
         if kind is yaml.AliasEvent:

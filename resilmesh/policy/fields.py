@@ -197,6 +197,6 @@ Percent = Annotated[float, Field(ge=0, le=100), BeforeValidator(_percent)]
 
 #: What metrics, errors and `mesh.guard` call something.
 Name = Annotated[str, shaped(
-    "letters, digits and . _ - between, at most 253", r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$", max_length=253,
+    "letters and digits, with . _ - between them, at most 253", r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$", max_length=253,
 )]
 Labels = dict[Annotated[str, Field(min_length=1, max_length=253)], Annotated[str, Field(max_length=253)]]

@@ -17,8 +17,6 @@ from resilmesh.policy.codes import Diagnostic
 if TYPE_CHECKING:
     from resilmesh.policy.model import Policy
 
-_MAX_MISTAKES = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -62,7 +60,7 @@ def load_text(text: str | bytes, source: str = "<text>") -> Loaded:
         if not mistakes:
             return Loaded(policy, source, read.places)
     mistakes.sort(key=lambda each: (each.line, each.column, each.code))
-    if len(mistakes) > _MAX_MISTAKES:
-        more, last = len(mistakes) - _MAX_MISTAKES, mistakes[_MAX_MISTAKES]
-        mistakes[_MAX_MISTAKES:] = [Diagnostic(source, last.line, last.column, codes.MORE.code, f"and {more} more mistakes")]
+    if len(mistakes) > document.MAX_MISTAKES:
+        more, last = len(mistakes) - document.MAX_MISTAKES, mistakes[document.MAX_MISTAKES]
+        mistakes[document.MAX_MISTAKES:] = [Diagnostic(source, last.line, last.column, codes.MORE.code, f"and {more} more mistakes")]
     raise PolicyError(mistakes)

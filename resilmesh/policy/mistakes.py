@@ -46,8 +46,14 @@ _BOUNDS = {
 }
 
 
+#: Above this pydantic's list would take gigabytes. A file with so many is no policy.
+_MAX_ERRORS = 20_000
+
+
 def diagnose(error: ValidationError, places: Places, source: str) -> list[Diagnostic]:
     """One diagnostic for each mistake, bar those that only follow from text that could not be read."""
+    if (count := error.error_count()) > _MAX_ERRORS:
+        return [Diagnostic(source, 1, 1, codes.MORE.code, f"{count} mistakes, too many to list", "is this a policy?")]
     return [
         _diagnostic(each, places, source)
         for each in error.errors(include_url=False, include_context=True)
@@ -58,17 +64,21 @@ def diagnose(error: ValidationError, places: Places, source: str) -> list[Diagno
 def _diagnostic(error: ErrorDetails, places: Places, source: str) -> Diagnostic:
     kind, path = error["type"], error["loc"]
     place = places.key_line_column if kind == "extra_forbidden" or path[-1:] == ("[key]",) else places.line_column
-    code, message, hint = _words(kind, path, _name(places.written(path)), error["input"], error.get("ctx") or {})
+    code, message, hint = _words(kind, path, places.written, error["input"], error.get("ctx") or {})
     return Diagnostic(source, *place(path), code.code, message, hint)
 
 
-def _words(kind: str, path: Path, name: str, value: Any, context: dict[str, Any]) -> tuple[Code, str, str]:
-    """``path`` is the model's; ``name`` what the file calls the place, which differs where a shorthand was used."""
+def _words(
+    kind: str, path: Path, written: Callable[[Path], Path], value: Any, context: dict[str, Any],
+) -> tuple[Code, str, str]:
+    """``path`` is the model's; ``written`` turns it into the file's, which differs where a shorthand was used."""
+    name = _name(written(path))
     if kind == "extra_forbidden":
-        return codes.UNKNOWN_KEY, f"unknown key {path[-1]!r}{_within(path)}", _known_key(path)
+        return codes.UNKNOWN_KEY, f"unknown key {path[-1]!r}{_within(written(path[:-1]))}", _known_key(path)
     if kind == "missing":
         field = _field(path)
-        return codes.MISSING_KEY, f"{path[-1]!r} is missing{_within(path)}", _first_sentence(field.description if field else "")
+        meaning = _first_sentence(field.description if field else "")
+        return codes.MISSING_KEY, f"{path[-1]!r} is missing{_within(written(path[:-1]))}", meaning
     if kind == "duration":
         return codes.DURATION, f"{name}: {context.get('problem') or 'a duration is text with a unit, not ' + _shown(value)}", (
             "" if "problem" in context else "such as '250ms' or '1m30s'")
@@ -82,7 +92,9 @@ def _words(kind: str, path: Path, name: str, value: Any, context: dict[str, Any]
     if kind == "bounds":
         return codes.OUT_OF_BOUNDS, f"{name}: {_shown(value)} is out of bounds", context["bounds"]
     if kind in ("too_short", "string_too_short"):
-        return codes.OUT_OF_BOUNDS, f"{name} must not be empty", "leave the key out" if kind == "too_short" else ""
+        field = _field(path)
+        optional = kind == "too_short" and field is not None and not field.is_required()
+        return codes.OUT_OF_BOUNDS, f"{name} must not be empty", "leave the key out" if optional else ""
     if kind == "string_too_long":
         return codes.OUT_OF_BOUNDS, f"{name} is too long", f"at most {context['max_length']} characters"
     if kind == "string_pattern_mismatch":
@@ -109,7 +121,7 @@ def _name(path: Path) -> str:
 
 
 def _within(path: Path) -> str:
-    return f" in {_name(path[:-1])}" if len(path) > 1 else ""
+    return f" in {_name(path)}" if path else ""
 
 
 def _shown(value: Any) -> str:

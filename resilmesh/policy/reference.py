@@ -124,7 +124,7 @@ class _Page:
     def _value(self, field: dict[str, Any]) -> str:
         text, unit = self._type(field), field.get("x-unit", "")
         bounds = [f"{words} {field[key]}" for key, words in _DURATION_BOUNDS if key in field]
-        if unit not in ("", "duration", "percent", "relative weight"):
+        if unit not in ("", "duration", "percent"):
             text = text.replace("whole number", f"whole number of {unit}")
         return ", ".join([text, *bounds])
 
