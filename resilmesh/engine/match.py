@@ -5,14 +5,14 @@ whose match holds. Both are decided by dictionaries and short tuples of predicat
 that the cost does not grow with the number of services.
 
 Values are compared as Envoy compares them: header names without case, values with it; the path without the query;
-a regular expression (RE2) must match the whole value; of several values of a query parameter the first counts.
+a regular expression (RE2) must match the whole value. Of a header that is sent several times one value must match; of
+a query parameter the first value counts, as it is sent, escapes and all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote_plus
 
 from resilmesh.policy.regex import compile_regex
 
@@ -114,8 +114,10 @@ def _all_of(match: Match) -> Predicate:
         conditions.append(_query(name, wanted))
     if len(conditions) == 1:
         return conditions[0]
-    both = tuple(conditions)
-    return lambda method, path, query, headers: all(each(method, path, query, headers) for each in both)
+    if len(conditions) == 2:  # a method and a path, nearly always
+        first, second = conditions
+        return lambda method, path, query, headers: first(method, path, query, headers) and second(method, path, query, headers)
+    return lambda method, path, query, headers: all(each(method, path, query, headers) for each in conditions)
 
 
 def _grpc(service: str | None, wanted: str | None) -> Predicate:
@@ -137,11 +139,15 @@ def _header(name: str, wanted: StringMatch) -> Predicate:
         return lambda method, path, query, headers: (headers.get(name) is not None) is present
     matches = _string(wanted)
 
-    def holds(method: str, path: str, query: str, headers: Headers) -> bool:
-        value = headers.get(name)
-        return value is not None and matches(value)
+    return lambda method, path, query, headers: any(map(matches, _values(headers, name)))
 
-    return holds
+
+def _values(headers: Headers, name: str) -> Sequence[str]:
+    several = getattr(headers, "get_list", None)  # httpx.Headers, whose `get` joins them
+    if several is not None:
+        return several(name)  # type: ignore[no-any-return]  # httpx's own type
+    value = headers.get(name)
+    return () if value is None else (value,)
 
 
 def _query(name: str, wanted: StringMatch) -> Predicate:
@@ -160,8 +166,8 @@ def _query(name: str, wanted: StringMatch) -> Predicate:
 def _first(query: str, name: str) -> str | None:
     for pair in query.split("&"):
         key, _, value = pair.partition("=")
-        if pair and unquote_plus(key) == name:
-            return unquote_plus(value)
+        if pair and key == name:
+            return value
     return None
 
 
