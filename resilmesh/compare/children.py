@@ -43,8 +43,8 @@ class Child:
             [sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
             start_new_session=True,
         )
-        assert self._process.stdin is not None  # noqa: S101  a pipe, as asked
-        assert self._process.stdout is not None  # noqa: S101  a pipe, as asked
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._heard = b""
 

@@ -198,9 +198,9 @@ def notes_on_method() -> str:
 
 
 def cost(result: Result, settings: Settings) -> str:
-    """The table of costs: absolute for bare, as ratios for the others."""
-    assert result.costs is not None  # noqa: S101  asked only where rounds were run
-    assert isinstance(result.scenario.traffic, Closed)  # noqa: S101  rounds are run of these alone
+    """The table of costs, absolute and as ratios to bare, of a result that has them."""
+    assert result.costs is not None
+    assert isinstance(result.scenario.traffic, Closed)
     planes = [plane for plane in result.costs if plane != BARE]
     rows = [["", BARE, *planes]]
     for figure in FIGURES:
@@ -211,7 +211,7 @@ def cost(result: Result, settings: Settings) -> str:
     return "\n".join((
         f"Cost: from {settings.rounds} interleaved rounds of steady, {result.scenario.traffic.calls} calls each by one worker",
         "  Medians; in brackets the ratio to bare of the same round, as least-median-greatest. The services answer at once, so the",
-        "  ratios of latency are the worst case: a service that takes 20 ms makes them nearly 1. The proxy's CPU is read in ticks of 10 ms.",
+        "  ratios of latency are the worst case: a service that takes 20 ms makes them nearly 1. Proxy CPU is read in ticks of 10 ms.",
         "", table(rows), "",
         *what_is_worse(result.costs),
     ))

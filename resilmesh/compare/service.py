@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
         self._busy = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  what create_server gives
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._endpoint.connections += 1
 

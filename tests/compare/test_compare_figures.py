@@ -60,14 +60,16 @@ def test_rounds_are_added_up() -> None:
 
 def test_recovery_is_the_first_of_twenty_successes_after_the_outage() -> None:
     outage = BY_NAME["outage"]
-    assert outage.outage_end == 3.0
-    def run(failing_until: float) -> Measured:
-        return measured([note(due=at / 100, status=503 if 1 <= at / 100 < failing_until else 200) for at in range(500)], outage)
+    end = outage.outage_end
+    assert end is not None
 
-    assert run(3.0).recovery == pytest.approx(0.0)
-    assert run(3.5).recovery == pytest.approx(0.5)
+    def run(failing_until: float) -> Measured:
+        return measured([note(due=at / 100, status=503 if at / 100 < failing_until else 200) for at in range(500)], outage)
+
+    assert run(end).recovery == pytest.approx(0.0)
+    assert run(end + 0.5).recovery == pytest.approx(0.5)
     # A lucky success in between is no recovery.
-    spotted = [note(due=at / 100, status=503 if at < 350 and at != 320 else 200) for at in range(500)]
+    spotted = [note(due=at / 100, status=503 if at / 100 < end + 0.5 and at / 100 != end + 0.2 else 200) for at in range(500)]
     assert measured(spotted, outage).recovery == pytest.approx(0.5)
     never = run(4.95)
     assert never.recovery == math.inf
