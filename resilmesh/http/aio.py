@@ -58,6 +58,9 @@ class AsyncExchange(Exchange):
                 await self.heal(None)
             return self.limited(limit)
         except Exception as error:
+            if isinstance(error, self.library.client.PoolTimeout):
+                # httpcore may have given a connection to the request in the moment that it stopped waiting.
+                await self.heal(None)
             return self.failed(error)
         except BaseException:
             await self.heal(None)

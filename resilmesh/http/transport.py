@@ -55,6 +55,9 @@ class SyncExchange(Exchange):
                 self.heal(None)
             return self.limited(limit)
         except Exception as error:
+            if isinstance(error, self.library.client.PoolTimeout):
+                # httpcore may have given a connection to the request in the moment that it stopped waiting.
+                self.heal(None)
             return self.failed(error)
         except BaseException:
             self.heal(None)
