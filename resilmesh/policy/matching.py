@@ -59,11 +59,12 @@ class Match(Block):
     )
     path: ShortPath | None = field("Path without the query.", None, envoy=maps_to("route.match"))
     headers: dict[HeaderName, ShortString] | None = field(
-        "Header name (lower case) to the value wanted. All must match. Several values of a header are joined by ','.",
+        "Header name (lower case) to the value wanted. All must match; of a header that is sent several times, one value.",
         None, envoy=maps_to("route.match.headers"),
     )
     query: dict[Annotated[str, Field(min_length=1)], ShortString] | None = field(
-        "Query parameter to the value wanted. All must match; of a repeated parameter the first counts.",
+        "Query parameter to the value wanted. All must match; of a repeated parameter the first counts. "
+        "Compared as sent: %20 is not decoded.",
         None, envoy=maps_to("route.match.query_parameters"),
     )
     grpc: GrpcMatch | None = field("gRPC service and method.", None, envoy=maps_to("route.match.path"))
