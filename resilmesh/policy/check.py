@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilmesh.policy import codes, dangers
 from resilmesh.policy.blocks import Backoff, CircuitBreaker, Endpoint, Fault, FaultAbort, OutlierDetection, RateLimit, SlidingWindow
-from resilmesh.policy.document import Path
+from resilmesh.policy.document import Path, shorten
 from resilmesh.policy.fields import Block
 from resilmesh.policy.inbound import Condition, Inbound
 from resilmesh.policy.later import PathRegexRewrite, Rewrite
@@ -80,7 +80,8 @@ def _one_key(report: Report, path: Path, block: StringMatch | PathMatch | FaultA
     if len(written) == 1:
         return True
     found = "has " + " and ".join(written) if written else "has none"
-    report.add(codes.ONE_KEY, path, f"{path[-1]!r} needs exactly one of {', '.join(str(fields[key].alias) for key in keys)}, and {found}")
+    wanted = ", ".join(str(fields[key].alias) for key in keys)
+    report.add(codes.ONE_KEY, path, f"{shorten(str(path[-1]))!r} needs exactly one of {wanted}, and {found}")
     return False
 
 
@@ -90,7 +91,7 @@ def _regex(report: Report, path: Path, expression: str | None) -> None:
     try:
         compile_regex(expression)
     except ValueError as error:
-        report.add(codes.BAD_REGEX, path, f"RE2 refuses {expression!r}: {error}")
+        report.add(codes.BAD_REGEX, path, f"RE2 refuses {shorten(expression)!r}: {shorten(str(error))}")
 
 
 def _string_match(report: Report, path: Path, match: StringMatch) -> None:
@@ -173,7 +174,7 @@ def _path_regex_rewrite(report: Report, path: Path, rewrite: PathRegexRewrite) -
 
 def _condition(report: Report, path: Path, condition: Condition) -> None:
     if condition.values is None and condition.not_values is None:
-        report.add(codes.ONE_KEY, path, f"the condition on {condition.key!r} has neither values nor notValues")
+        report.add(codes.ONE_KEY, path, f"the condition on {shorten(condition.key)!r} has neither values nor notValues")
 
 
 def _inbound(report: Report, path: Path, inbound: Inbound) -> None:

@@ -98,7 +98,8 @@ BAD_KEY = _code(
     "Put the key in quotes.",
 )
 MORE = _code(
-    "RM013", "More mistakes", "Only a thousand mistakes are listed; of more than twenty thousand only the number.", "Mend those, and check again.",
+    "RM013", "More mistakes", "Only a thousand mistakes are listed; of more than twenty thousand only the number.",
+    "Mend those, and check again.",
 )
 
 # ----------------------------------------------------------------------------- RM1xx: fitting the model

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from resilmesh.policy.document import shorten
 from resilmesh.policy.matching import GrpcMatch, Match, PathMatch, StringMatch
 from resilmesh.policy.regex import compile_regex
 
@@ -81,10 +82,10 @@ def impossible(match: Match) -> str:
     if match.method is not None and "POST" not in match.method:
         return "gRPC calls are POST, and 'method' does not have it"
     if path is not None and path.exact is not None and not _is_grpc_path(path.exact, match.grpc):
-        return f"no gRPC call that 'grpc' describes has the path {path.exact!r}"
+        return f"no gRPC call that 'grpc' describes has the path {shorten(path.exact)!r}"
     start = _grpc_start(match.grpc)
     if path is not None and path.prefix is not None and not (start.startswith(path.prefix) or path.prefix.startswith(start)):
-        return f"no gRPC call that 'grpc' describes has a path that begins with {path.prefix!r}"
+        return f"no gRPC call that 'grpc' describes has a path that begins with {shorten(path.prefix)!r}"
     return ""
 
 

@@ -207,13 +207,13 @@ class _Reader:
         kind = type(event)
         if kind is yaml.AliasEvent:
             spot.broken = True
-            self._note(codes.ALIAS, mark, f"alias *{event.anchor} is refused", "write the value out, or put it into 'defaults'")
+            self._note(codes.ALIAS, mark, f"alias *{shorten(event.anchor)} is refused", "write the value out, or put it into 'defaults'")
             return None, spot
         if event.anchor is not None:
-            self._note(codes.ALIAS, mark, f"anchor &{event.anchor} is refused", "values are written where they apply")
+            self._note(codes.ALIAS, mark, f"anchor &{shorten(event.anchor)} is refused", "values are written where they apply")
         if event.tag is not None:
             spot.broken = True
-            self._note(codes.TAG, mark, f"tag {event.tag.replace('tag:yaml.org,2002:', '!!')} is refused", "remove it")
+            self._note(codes.TAG, mark, f"tag {shorten(event.tag.replace('tag:yaml.org,2002:', '!!'))} is refused", "remove it")
         if kind is yaml.ScalarEvent:
             return (event.value if event.style else self._plain(event, spot)), spot
         if depth == MAX_DEPTH:
@@ -248,7 +248,7 @@ class _Reader:
                 self._note(codes.ALIAS, event.start_mark, "merge key << is refused", "write the keys out, or put them into 'defaults'")
             elif key in mapping:
                 first = children[key].key_line
-                self._note(codes.DUPLICATE_KEY, event.start_mark, f"duplicate key {key!r}", f"it stands in line {first} already")
+                self._note(codes.DUPLICATE_KEY, event.start_mark, f"duplicate key {shorten(key)!r}", f"it stands in line {first} already")
             else:
                 mapping[key] = value
                 children[key] = below

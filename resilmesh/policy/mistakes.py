@@ -74,7 +74,7 @@ def _words(
     """``path`` is the model's; ``written`` turns it into the file's, which differs where a shorthand was used."""
     name = _name(written(path))
     if kind == "extra_forbidden":
-        return codes.UNKNOWN_KEY, f"unknown key {path[-1]!r}{_within(written(path[:-1]))}", _known_key(path)
+        return codes.UNKNOWN_KEY, f"unknown key {shorten(str(path[-1]))!r}{_within(written(path[:-1]))}", _known_key(path)
     if kind == "missing":
         field = _field(path)
         meaning = _first_sentence(field.description if field else "")
@@ -103,7 +103,7 @@ def _words(
         lower = f"'{value.lower()}'" if words.startswith("a header name") and value.lower() != value and value.isascii() else ""
         return codes.MALFORMED, f"{name}: {_shown(value)} is malformed", f"write {upper or lower}" if upper or lower else words
     if kind == "network":
-        return codes.BAD_NETWORK, f"{name}: {context['problem']}", ""
+        return codes.BAD_NETWORK, f"{name}: {shorten(context['problem'], 120)}", ""
     wanted = context.get("wanted") or _WANTED.get(kind, "another value")
     return codes.WRONG_TYPE, f"{name} must be {wanted}, not {_shown(value)}", _type_hint(kind, value)
 
@@ -116,7 +116,7 @@ def _name(path: Path) -> str:
     parts = [part for part in path if part != "[key]"]
     start = max((index for index, part in enumerate(parts) if isinstance(part, str)), default=0)
     if start and _is_free_map(tuple(parts[:start])):
-        return f"{parts[start - 1]}[{parts[start]!r}]"
+        return f"{parts[start - 1]}[{shorten(str(parts[start]))!r}]"
     return "".join(f"[{part}]" if isinstance(part, int) else part for part in parts[start:]) or "the policy"
 
 

@@ -181,7 +181,11 @@ class Service(ServiceBlocks):
         "Absent: reachable by name only.", None, envoy=maps_to("virtual_host.domains"), min_length=1,
     )
     protocol: Protocol = field(
-        "What the service speaks.", "HTTP1", envoy=maps_to("HttpProtocolOptions.explicit_http_config"),
+        "What the service speaks.", "HTTP1",
+        envoy=approximates(
+            "HttpProtocolOptions.explicit_http_config", "The library's transport speaks what its http1= and http2= say.",
+            exact_for=("HTTP1",),
+        ),
     )
     tls: Tls | None = field(
         "Transport security towards the service.", None, envoy=maps_to("cluster.transport_socket"), later=True,

@@ -200,7 +200,8 @@ def _envoy(field: dict[str, Any]) -> str:
         return "-"
     name = f" `{mapping['field']}`" if mapping["field"] else ""
     difference = f". {mapping['difference']}" if mapping["difference"] else ""
-    return f"{mapping['fidelity']}{name}{difference}"
+    exact = " or ".join(f"`{value}`" for value in mapping.get("exact_for", ()))
+    return (f"exact for {exact}, otherwise " if exact else "") + f"{mapping['fidelity']}{name}{difference}"
 
 
 def _row(*cells: str) -> str:
