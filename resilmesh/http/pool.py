@@ -88,7 +88,7 @@ def heal(pool: Any, stream: Any = None) -> list[Any]:
     point, so that no second cancellation can interrupt it.
     """
     with pool._optional_thread_lock:
-        body = getattr(stream, "_httpcore_stream", None)
+        body: Any = getattr(stream, "_httpcore_stream", None)
         # Marked as closed and still in the pool: its closing was interrupted, and nobody will go on with it.
         if getattr(body, "_closed", False) and body._pool_request in pool._requests:
             pool._requests.remove(body._pool_request)
