@@ -138,10 +138,10 @@ def _line(script: Script, request: Seen, before: int) -> Say:
 
 
 def _read_request(stream: BinaryIO) -> Seen:
-    first = stream.readline()
-    if not first:
+    first = stream.readline().decode("latin-1").split(" ")
+    if len(first) != 3 or not first[2].startswith("HTTP/1"):
         raise EOFError
-    method, target, _ = first.decode("latin-1").split(" ", 2)
+    method, target, _ = first
     headers: dict[str, str] = {}
     while (line := stream.readline().strip()):
         name, _, value = line.decode("latin-1").partition(":")

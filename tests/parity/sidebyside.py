@@ -147,15 +147,21 @@ Traffic = Callable[[Caller], object]
 WRITTEN: set[str] = set()
 
 
-def side_by_side(services: dict[str, Service], text: str, traffic: Traffic, **scripts: Script) -> Both:
-    """Run ``traffic`` through both planes; each service plays its script (default: 200) from the start for each."""
+def side_by_side(
+    services: dict[str, Service], text: str, traffic: Traffic, *, transport: dict[str, Any] | None = None, **scripts: Script,
+) -> Both:
+    """Run ``traffic`` through both planes; each service plays its script (default: 200) from the start for each.
+
+    ``transport`` are further words for the library's transport.
+    """
     filled = Template(text).substitute({name: service.address for name, service in services.items()})
     loaded = load_text(filled)
     errors = [each for each in check(loaded) if each.severity == "error"]
     assert not errors, "\n".join(map(str, errors))
     WRITTEN.update(written_fields(loaded.policy))
     return Both(
-        _observe(services, scripts, traffic, lambda: _library(filled)), _observe(services, scripts, traffic, lambda: _envoy(loaded.policy)),
+        _observe(services, scripts, traffic, lambda: _library(filled, transport or {})),
+        _observe(services, scripts, traffic, lambda: _envoy(loaded.policy)),
     )
 
 
@@ -163,7 +169,8 @@ Plane = tuple[httpx.Client, str | None, Callable[[], dict[str, Any]]]
 
 
 def _observe(
-    services: dict[str, Service], scripts: dict[str, Script], traffic: Traffic, plane: Callable[[], contextlib.AbstractContextManager[Plane]],
+    services: dict[str, Service], scripts: dict[str, Script], traffic: Traffic,
+    plane: Callable[[], contextlib.AbstractContextManager[Plane]],
 ) -> Observation:
     for name, service in services.items():
         service.play(scripts.get(name, OK))
@@ -174,9 +181,10 @@ def _observe(
 
 
 @contextlib.contextmanager
-def _library(text: str) -> Iterator[Plane]:
-    with Mesh.from_text(text, local_replies="RESPOND") as mesh, httpx.Client(transport=resilmesh.http.Transport(mesh), timeout=20) as client:
-        yield client, None, mesh.snapshot
+def _library(text: str, options: dict[str, Any]) -> Iterator[Plane]:
+    with Mesh.from_text(text, local_replies="RESPOND") as mesh:
+        with httpx.Client(transport=resilmesh.http.Transport(mesh, **options), timeout=20) as client:
+            yield client, None, mesh.snapshot
 
 
 @contextlib.contextmanager

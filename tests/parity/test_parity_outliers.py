@@ -1,0 +1,178 @@
+"""outlierDetection: what counts, who is taken out, for how long, and what happens when nobody is left."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from scripted import OK, RESET, Say, Service, refusing, status
+from sidebyside import Caller, covers, side_by_side
+
+Services = dict[str, Service]
+
+NOBODY_LEFT = "no healthy upstream"
+
+
+def policy(outlier: str, more: str = "", endpoints: str = '{address: "$a"}') -> str:
+    return f"""
+apiVersion: resilmesh/v1
+services:
+- name: svc
+  hosts: [svc.test]
+  endpoints: [{endpoints}]
+  outlierDetection: {outlier}
+  {more}
+"""
+
+
+def some(count: int) -> object:
+    def traffic(caller: Caller) -> None:
+        for _ in range(count):
+            caller.get()
+
+    return traffic
+
+
+@pytest.mark.parametrize("outcome", [status(500), status(503), RESET, Say(delay=0.5)], ids=["500", "503", "reset", "too late"])
+@covers("ServiceBlocks.outlier_detection", "OutlierDetection.consecutive_5xx_errors")
+def test_the_only_endpoint_is_ejected(services: Services, outcome: Say) -> None:
+    both = side_by_side(services, policy("{consecutive5xxErrors: 3}", "timeout: 150ms"), some(5), a=outcome)
+    both.agree()
+    assert both.envoy.attempts == 3
+    assert (both.envoy.statuses[3:], both.envoy.bodies[3:]) == ([503, 503], [NOBODY_LEFT, NOBODY_LEFT])
+
+
+@covers("OutlierDetection.consecutive_5xx_errors")
+def test_a_success_in_between_starts_the_count_again(services: Services) -> None:
+    script = [status(500), status(500), OK, status(500), status(500), status(429), status(500), status(500), status(500)]
+    both = side_by_side(services, policy("{consecutive5xxErrors: 3}"), some(10), a=script)
+    both.agree()
+    assert both.envoy.attempts == 9
+
+
+@covers("OutlierDetection.consecutive_5xx_errors")
+def test_null_counts_nothing(services: Services) -> None:
+    text = policy("{consecutive5xxErrors: null, consecutiveGatewayErrors: 8}")
+    both = side_by_side(services, text, some(7), a=status(503))
+    both.agree()
+    assert both.envoy.attempts == 7
+
+
+@covers("OutlierDetection.consecutive_gateway_errors")
+def test_gateway_errors(services: Services) -> None:
+    text = policy("{consecutive5xxErrors: null, consecutiveGatewayErrors: 3}")
+    script = [status(500), status(502), status(504), status(500), status(502), RESET, status(503)]
+    both = side_by_side(services, text, some(9), a=script)
+    both.agree()
+    assert both.envoy.attempts == 7
+
+
+def _among_two(services: Services, outlier: str, address: str, **scripts: Say) -> tuple[list[str], list[str]]:
+    """24 calls, in turn to ``address`` and to a good endpoint; who answered in each plane, F for a failure."""
+    text = policy(outlier, endpoints=f'{{address: "{address}"}}, {{address: "$b"}}')
+    both = side_by_side(services, text, some(24), **scripts)
+    library, envoy = ([("ok" if code == 200 else "F") for code in each.statuses] for each in both)
+    return library, envoy
+
+
+@covers("OutlierDetection.split_external_local_origin_errors", "OutlierDetection.consecutive_local_origin_failures")
+def test_connections_that_fail_are_counted_apart(services: Services) -> None:
+    outlier = "{consecutive5xxErrors: 1, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 3}"
+    with refusing() as nobody:
+        library, envoy = _among_two(services, outlier, nobody)
+    assert library.count("F") == envoy.count("F") == 3
+    assert "F" not in library[6:] + envoy[6:]
+
+
+@covers("OutlierDetection.split_external_local_origin_errors")
+def test_split_or_not_a_refused_connection_is_a_failure(services: Services) -> None:
+    with refusing() as nobody:
+        library, envoy = _among_two(services, "{consecutive5xxErrors: 2, splitExternalLocalOriginErrors: false}", nobody)
+    assert library.count("F") == envoy.count("F") == 2
+
+
+@covers("OutlierDetection.split_external_local_origin_errors")
+def test_split_a_reset_connection_counts_nowhere(services: Services) -> None:
+    outlier = "{consecutive5xxErrors: 2, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 2}"
+    library, envoy = _among_two(services, outlier, "$a", a=RESET)
+    assert library.count("F") == envoy.count("F") == 12
+
+
+def _outages(caller: Caller, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        caller.get()
+        time.sleep(0.02)
+
+
+def _times_at_the_service(seen: list[object]) -> list[float]:
+    """Pauses between bursts of requests that the service saw."""
+    times = [request.at for request in seen]  # type: ignore[attr-defined]  # Seen
+    return [later - earlier for earlier, later in zip(times, times[1:], strict=False) if later - earlier > 0.15]
+
+
+@covers("OutlierDetection.interval", "OutlierDetection.base_ejection_time", "OutlierDetection.max_ejection_time")
+def test_each_ejection_is_longer_until_the_longest(services: Services) -> None:
+    """base 400 ms, interval 200 ms: out for 0.4-0.6, then 0.8-1.0, then no longer than that."""
+    text = policy("{consecutive5xxErrors: 2, interval: 200ms, baseEjectionTime: 400ms, maxEjectionTime: 800ms}")
+    both = side_by_side(services, text, lambda caller: _outages(caller, 3.6), a=status(503))
+    for plane in both:
+        pauses = _times_at_the_service(plane.seen["a"])
+        assert len(pauses) >= 3
+        assert 0.38 <= pauses[0] < 0.72
+        assert all(0.78 <= pause < 1.12 for pause in pauses[1:])
+        assert plane.attempts == 2 * (len(pauses) + 1)
+
+
+@covers("OutlierDetection.interval", "OutlierDetection.base_ejection_time")
+def test_growth_is_forgotten_by_the_interval(services: Services) -> None:
+    """Out, well for three intervals, and out again: no longer than the first time."""
+    text = policy("{consecutive5xxErrors: 1, interval: 150ms, baseEjectionTime: 400ms}")
+
+    def traffic(caller: Caller) -> None:
+        _outages(caller, 1.3)
+
+    def script(_request: object, before: int) -> Say:
+        return status(503) if before in (0, 25) else OK
+
+    both = side_by_side(services, text, traffic, a=script)
+    for plane in both:
+        pauses = _times_at_the_service(plane.seen["a"])
+        assert pauses
+        assert all(0.38 <= pause < 0.68 for pause in pauses)
+
+
+@pytest.mark.parametrize(("percent", "ejected"), [(49, 0), (50, 1), (100, 2)])
+@covers("OutlierDetection.max_ejection_percent")
+def test_how_many_may_be_out(services: Services, percent: int, ejected: int) -> None:
+    text = policy(f"{{consecutive5xxErrors: 2, maxEjectionPercent: {percent}}}", endpoints='{address: "$a"}, {address: "$b"}')
+    both = side_by_side(services, text, some(16), a=status(503), b=status(503))
+    for plane in both:
+        assert plane.bodies.count(NOBODY_LEFT) == (12 if ejected == 2 else 0)
+        assert sorted(map(len, (plane.seen["a"], plane.seen["b"]))) == {0: [8, 8], 1: [2, 14], 2: [2, 2]}[ejected]
+
+
+@pytest.mark.parametrize(("threshold", "panics"), [(50, False), (51, True)])
+@covers("OutlierDetection.panic_threshold")
+def test_panic(services: Services, threshold: int, panics: bool) -> None:
+    text = policy(f"{{consecutive5xxErrors: 2, panicThreshold: {threshold}}}", endpoints='{address: "$a"}, {address: "$b"}')
+    both = side_by_side(services, text, some(24), a=status(503))
+    for plane in both:
+        assert len(plane.seen["a"]) == (pytest.approx(12, abs=2) if panics else 2)
+
+
+@covers("OutlierDetection.panic_threshold")
+def test_panic_with_nobody_left(services: Services) -> None:
+    both = side_by_side(services, policy("{consecutive5xxErrors: 2, panicThreshold: 1}"), some(6), a=status(503))
+    both.agree()
+    assert both.envoy.attempts == 6
+
+
+@covers("ServiceBlocks.outlier_detection")
+def test_a_retry_finds_the_good_endpoint_and_the_bad_one_goes(services: Services) -> None:
+    text = policy("{consecutive5xxErrors: 3}", "retries: {maxRetries: 1, retryOn: [5xx], backoff: {base: 1ms}}",
+                  endpoints='{address: "$a"}, {address: "$b"}')
+    both = side_by_side(services, text, some(20), a=status(503))
+    for plane in both:
+        assert plane.statuses == [200] * 20
+        assert len(plane.seen["a"]) == 3
