@@ -84,7 +84,8 @@ class Retries(Block):
     per_try_timeout: Duration | None = field(
         "Longest time from the start of an attempt to its response headers.", None,
         envoy=approximates(
-            "retry_policy.per_try_timeout", "Envoy's begins when there is a connection, which connectTimeout bounds; the library's includes it.",
+            "retry_policy.per_try_timeout",
+            "Envoy's begins when there is a connection, which connectTimeout bounds; the library's includes it.",
         ),
         unit="duration", gt=0,
     )

@@ -24,8 +24,8 @@ BOUNDED = settings(max_examples=300, deadline=None, suppress_health_check=[Healt
 TOKENS = st.one_of(
     st.sampled_from([
         ":", ": ", "- ", "? ", "{", "}", "[", "]", ",", "#", "&a ", "*a", "!!str ", "<<: ", "|", ">", "'", '"', "\n", "\n  ", "\t", "---\n",
-        "...\n", "%YAML 1.1\n", "null", "true", ".nan", "1e999", "0o9", "\0", "\x85", "\u2028", "\ufeff", "\U0010ffff", "\ud800", "\r", "\\x",
-        "x-", "9" * 70, "-1", "0", "1.5", "5", "''", "[]", "{}",
+        "...\n", "%YAML 1.1\n", "null", "true", ".nan", "1e999", "0o9", "\0", "\x85", "\u2028", "\ufeff", "\U0010ffff", "\ud800", "\r",
+        "\\x", "x-", "9" * 70, "-1", "0", "1.5", "5", "''", "[]", "{}",
     ]),
     st.text(max_size=5),
 )
