@@ -135,6 +135,9 @@ def _retry_policy(retries: Retries, words: Sequence[str], statuses: Sequence[int
         made["per_try_timeout"] = duration(retries.per_try_timeout)
     if retries.retry_after is not None:
         made["rate_limited_retry_back_off"] = {
-            "reset_headers": [{"name": "retry-after", "format": "SECONDS"}], "max_interval": duration(retries.retry_after.max),
+            "reset_headers": [
+                {"name": "retry-after", "format": "SECONDS"}, {"name": "x-ratelimit-reset", "format": "UNIX_TIMESTAMP"},
+            ],
+            "max_interval": duration(retries.retry_after.max),
         }
     return made

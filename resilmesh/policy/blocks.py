@@ -45,7 +45,7 @@ class Backoff(Block):
 
 
 class RetryAfter(Block):
-    """A service's own word on when to come back replaces the backoff."""
+    """A service's own word on when to come back (Retry-After, or X-RateLimit-Reset in Unix time) replaces the backoff."""
 
     max: Duration = field(
         "Longest value that is believed; a longer one is ignored and the backoff is used.", 60.0,
@@ -206,7 +206,7 @@ class RateLimit(Block):
     scope: Literal["SERVICE", "ROUTE"] | None = field(
         "Who shares the bucket. SERVICE: every route of the service that carries a limit of this scope, which must be equal. "
         "ROUTE: this route alone. Absent: as wide as the block stands: a route's own, a service's or the defaults' for the whole service.",
-        None, envoy=maps_to("typed_per_filter_config of the virtual host or of the route"),
+        None, envoy=maps_to("a local_ratelimit filter for each bucket, switched on by its routes"),
     )
     descriptor: Descriptor | None = field(
         "A bucket for each value of a header.", None, envoy=maps_to("local_ratelimit.descriptors"), later=True,

@@ -97,7 +97,12 @@ class CallBlocks(Block):
 
     timeout: Duration | None = field(
         "Longest time for the whole call: every attempt, every wait, and the response body.", None,
-        envoy=maps_to("route.timeout"), unit="duration", source="none unless written (Envoy has 15 s)", gt=0,
+        envoy=approximates(
+            "route.timeout",
+            "Envoy's begins when the request has been sent. When a backoff does not fit into what is left, the library gives back "
+            "the last answer at once; Envoy waits, and answers 504.",
+        ),
+        unit="duration", source="none unless written (Envoy has 15 s)", gt=0,
     )
     idle_timeout: Duration | None = field(
         "Longest time without a byte of the response.", None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from email.utils import formatdate
 
 import pytest
@@ -259,6 +260,20 @@ def test_retry_after_in_seconds_is_obeyed_by_both(services: Services) -> None:
         assert 1.0 <= plane.replies[0].seconds < 1.75
 
 
+@covers("Retries.retry_after")
+def test_ratelimit_reset_is_obeyed_by_both(services: Services) -> None:
+    text = policy("{maxRetries: 1, retryOn: [429], retryAfter: {max: 5s}}")
+
+    def throttled(_request: Seen, before: int) -> Say:
+        return OK if before else status(429, headers=(("x-ratelimit-reset", str(int(time.time()) + 2)),))
+
+    both = side_by_side(services, text, lambda caller: caller.get(), a=throttled)
+    for plane in both:
+        assert plane.statuses == [200]
+        # Whole seconds: at least one is left, and half of two more at most.
+        assert 0.99 <= plane.replies[0].seconds < 3.25
+
+
 @covers("Retries.retry_after", "RetryAfter.max")
 def test_a_retry_after_beyond_the_maximum_is_ignored_by_both(services: Services) -> None:
     text = policy("{maxRetries: 1, retryOn: [5xx], retryAfter: {max: 2s}}")
@@ -279,8 +294,6 @@ def test_difference_an_http_date_is_obeyed_by_the_library_alone(services: Servic
     text = policy("{maxRetries: 1, retryOn: [5xx], retryAfter: {max: 9s}}")
 
     def busy(_request: Seen, before: int) -> Say:
-        import time
-
         return OK if before else status(503, headers=(("retry-after", formatdate(time.time() + 2, usegmt=True)),))
 
     both = side_by_side(services, text, lambda caller: caller.get(), a=busy)
