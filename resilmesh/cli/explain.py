@@ -129,5 +129,4 @@ def _url(text: str) -> tuple[str, int, str]:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
     if port is None or not url.hostname:
         raise argparse.ArgumentTypeError(f"{text!r} is not a URL such as http://host/path")
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return host, port, (url.path or "/") + (f"?{url.query}" if url.query else "")
+    return url.hostname, port, (url.path or "/") + (f"?{url.query}" if url.query else "")

@@ -39,8 +39,8 @@ def explain(loaded: Loaded, service_index: int, route_index: int | None) -> list
 
 
 def matched_host(service: Service, host: str, port: int) -> tuple[int, str] | None:
-    """Which of the service's hosts a request's host matches most specifically: its index and text."""
-    host = host.lower()
+    """Which of the service's hosts a request's host matches most specifically: its index and text. IPv6 comes without brackets."""
+    host = f"[{host}]" if ":" in host else host.lower()
     names = [name.lower() for name in service.hosts or ()]
     labels = host.split(".")
     suffixes = [suffix for start in range(1, len(labels)) for suffix in _with_port("*." + ".".join(labels[start:]), port)]
