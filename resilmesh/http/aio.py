@@ -90,10 +90,16 @@ class AsyncExchange(Exchange):
         self.wire.until = self.keep_until()
         parts = aiter(response.stream)
         try:
-            while len(content) <= KEPT_BYTES:
+            while True:
                 content += await self.part(parts.__anext__)
+                if len(content) <= KEPT_BYTES:
+                    continue
+                if self.lane.foreign:
+                    break
+                # To end the clients' nested generators in order, their next read is made to fail.
+                self.wire.until = -INFINITY
         except StopAsyncIteration:
-            whole = True
+            whole = len(content) <= KEPT_BYTES
         except (Exception, LimitPassed):  # noqa: S110  # the rest is lost, and it was only being kept
             pass
         finally:

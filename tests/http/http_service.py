@@ -114,7 +114,8 @@ class Service:
             threading.Thread(target=self._serve, args=(connection, number), daemon=True).start()
 
     def _serve(self, connection: socket.socket, number: int) -> None:
-        with connection, contextlib.suppress(OSError):
+        # ValueError: a request that breaks off in the middle of a chunk.
+        with connection, contextlib.suppress(OSError, ValueError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             reader = connection.makefile("rb")
             with reader:

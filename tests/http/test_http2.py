@@ -10,9 +10,10 @@ from typing import Any
 
 import anyio
 import pytest
-import resilmesh
 from http2_service import Http2Service
 from http_driver import Driver, lasts, mesh_of, nothing_in_flight
+
+import resilmesh
 from resilmesh import Mesh
 from resilmesh.http import AsyncTransport, Transport
 
