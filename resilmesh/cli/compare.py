@@ -10,7 +10,7 @@ from pathlib import Path
 from resilmesh.compare import report
 from resilmesh.compare.planes import CLIENTS, PLANES, SIDECAR, client_version, envoy_version, missing
 from resilmesh.compare.progress import Progress
-from resilmesh.compare.run import DEFAULT_ROUNDS, Result, Settings, compare, steps
+from resilmesh.compare.run import DEFAULT_ROUNDS, Result, Settings, compare, expected_seconds, steps
 from resilmesh.compare.scenarios import SCENARIOS
 from resilmesh.errors import ResilmeshError
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     )
     envoy = None if SIDECAR in lacking else envoy_version()
     print(report.heading(settings, lacking, envoy), flush=True)
-    progress = Progress(sys.stderr, steps(settings))
+    progress = Progress(sys.stderr, steps(settings), expected_seconds(settings))
     results: list[Result] = []
     try:
         for result in compare(settings, progress):
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     for result in results:
         if result.costs is not None:
             print("\n" + report.cost(result, settings))
-    print("\n" + report.notes_on_method())
+    print(f"\n{report.notes_on_method()}\n\n{report.in_short(results)}")
     if options.json is not None:
         told = report.as_json(settings, results, lacking, envoy)
         options.json.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -11,17 +11,14 @@ _ERASE = "\r\x1b[K"
 class Progress:
     """``step`` says what begins, ``tick`` keeps the time in a terminal moving, ``clear`` makes room for other output."""
 
-    def __init__(self, stream: TextIO, steps: int) -> None:
+    def __init__(self, stream: TextIO, steps: int, expected: float) -> None:
         self._stream = stream
         self._steps = steps
+        self._expected = expected
         self._step = 0
         self._what = ""
         self._live = stream.isatty()
         self._began = time.monotonic()
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self._began
 
     def step(self, what: str) -> None:
         self._step += 1
@@ -43,4 +40,4 @@ class Progress:
             self._stream.flush()
 
     def _line(self) -> str:
-        return f"[{self._step:>2}/{self._steps} {self.elapsed:4.0f} s] {self._what}"
+        return f"[{self._step:>2}/{self._steps}, {time.monotonic() - self._began:3.0f} s of about {self._expected:.0f}] {self._what}"

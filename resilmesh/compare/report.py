@@ -23,6 +23,7 @@ from resilmesh.compare.traffic import CLIENT_TIMEOUT
 
 _NONE = "-"
 _WIDTH = 120
+_HEADLINES = (("latency p50", "latency_p50"), ("CPU", "cpu_pod"), ("memory", "memory_pod"), ("start", "startup_pod"))
 _UNEXPLAINED = "nothing in this policy explains it: one of the planes is wrong here, or this run was disturbed"
 #: Below this many successful calls the 99th percentile is one call's luck.
 _ENOUGH_FOR_P99 = 200
@@ -188,11 +189,32 @@ def _sentence(judgement: Judgement) -> str:
     )
 
 
+def in_short(results: Sequence[Result]) -> str:
+    """The whole comparison in a few lines."""
+    judged = [(result, judgement) for result in results for judgement in result.judgements]
+    lines = ["In short"]
+    if judged:
+        differing = [(result, judgement) for result, judgement in judged if judgement.differs]
+        lines.append(f"  behaviour  {len(judged)} figures of library and sidecar compared, {len(differing)} differ")
+        for result in results:
+            names = [judgement.figure for each, judgement in differing if each is result]
+            if names:
+                lines.append(f"             {result.scenario.name}: {', '.join(names)}")
+    for result in results:
+        for plane in (LIBRARY, SIDECAR):
+            if result.costs is not None and plane in result.costs:
+                ratios = [(words, result.costs[plane][name].ratio) for words, name in _HEADLINES]
+                shown = ", ".join(f"{words} x{ratio.median:.2f}" for words, ratio in ratios if ratio is not None)
+                lines.append(f"  cost       {plane}, against bare: {shown}")
+    return "\n".join(lines)
+
+
 def notes_on_method() -> str:
     return "\n".join((
         "How it was judged",
         f"  DIFFERS: beyond the tolerance and, where chance can be reckoned, p < {ALPHA:g}. Latencies are of successful calls, from",
         "  when each was due; p99 is shown and not judged. A call's luck at a service is drawn from the seed, the same on every plane.",
+        "  Where calls began late the machine was busy: latencies are given that much more tolerance.",
         f"  Recovered: from the first of {RECOVERED_CALLS} successes in a row after the outage.",
     ))
 

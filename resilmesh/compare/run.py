@@ -17,6 +17,8 @@ from resilmesh.envoy.translate import translate
 from resilmesh.policy.load import load_text
 
 DEFAULT_ROUNDS = 5
+#: Seconds to start and stop services, Envoy and client.
+_AROUND_A_RUN = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,12 @@ class Result:
 def steps(settings: Settings) -> int:
     """How many runs of a plane ``compare`` will make."""
     return sum(_rounds(settings, scenario) for scenario in settings.scenarios) * len(settings.planes)
+
+
+def expected_seconds(settings: Settings) -> float:
+    """About how long ``compare`` will take on two quiet cores."""
+    runs = sum(_rounds(settings, each) * (each.traffic.expected_seconds + _AROUND_A_RUN) for each in settings.scenarios)
+    return runs * len(settings.planes)
 
 
 def compare(settings: Settings, progress: Progress) -> Iterator[Result]:

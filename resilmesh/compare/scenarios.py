@@ -32,6 +32,10 @@ class Open:
     def __str__(self) -> str:
         return f"open loop, {self.rate:g} calls/s for {self.duration:g} s"
 
+    @property
+    def expected_seconds(self) -> float:
+        return self.duration
+
     def schedule(self, seed: int) -> Schedule:
         rng = random.Random(seed)  # noqa: S311  repeatable, not secret
         calls: Schedule = []
@@ -50,6 +54,10 @@ class Closed:
 
     def __str__(self) -> str:
         return f"closed loop, {self.calls} calls a round"
+
+    @property
+    def expected_seconds(self) -> float:
+        return self.calls * 0.0005
 
     def schedule(self, seed: int) -> Schedule:
         rng = random.Random(seed)  # noqa: S311  repeatable, not secret

@@ -173,6 +173,14 @@ def test_a_difference_is_marked_with_its_reason() -> None:
     assert "not this" not in different
 
 
+def test_the_summary_counts_and_names_what_differs() -> None:
+    lines = report.in_short([result("steady"), result("flaky", differing=True)]).splitlines()
+    assert lines[1].startswith("  behaviour  9 figures of library and sidecar compared, 2 differ")
+    assert lines[2].split() == ["flaky:", "success,", "failures:", "503", "of", "the", "service"]
+    assert "library, against bare: latency p50 x1.00, CPU x1.00, memory x1.00, start x1.00" in lines[3]
+    assert "sidecar, against bare: latency p50 x1.00, CPU x1.20, memory x2.28, start x1.90" in lines[4]
+
+
 def test_the_table_of_costs_is_aligned_and_says_what_is_worse() -> None:
     text = report.cost(result("steady"), Settings(SCENARIOS, rounds=2))
     lines = [line for line in text.splitlines() if "CPU of the" in line]
@@ -205,11 +213,12 @@ class Terminal(io.StringIO):
 def test_progress_rewrites_its_line_in_a_terminal_and_nowhere_else() -> None:
     plain, terminal = io.StringIO(), Terminal()
     for stream in (plain, terminal):
-        progress = Progress(stream, 2)
+        progress = Progress(stream, 2, 10.4)
         progress.step("flaky: bare")
         progress.tick()
         progress.step("flaky: library")
         progress.clear()
-    assert plain.getvalue().splitlines() == ["[ 1/2    0 s] flaky: bare", "[ 2/2    0 s] flaky: library"]
+    assert plain.getvalue().splitlines() == [
+        "[ 1/2,   0 s of about 10] flaky: bare", "[ 2/2,   0 s of about 10] flaky: library"]
     assert terminal.getvalue().endswith("\r\x1b[K")
     assert "\n" not in terminal.getvalue()
