@@ -107,7 +107,8 @@ class CallBlocks(Block):
     idle_timeout: Duration | None = field(
         "Longest time without a byte of the response.", None,
         envoy=approximates(
-            "route.idle_timeout", "Envoy's counts bytes of the request too, and answers 504 'stream timeout' before headers.",
+            "route.idle_timeout",
+            "Envoy's counts bytes of the request too, answers 504 'stream timeout' before the headers, and is never retried.",
         ),
         unit="duration", gt=0,
     )
