@@ -35,8 +35,8 @@ async def serve() -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Service, "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
-    async with server:
-        await loop.run_in_executor(None, sys.stdin.read)
+    await loop.run_in_executor(None, sys.stdin.read)
+    server.close()  # not awaited: that would wait for connections that clients keep open
 
 
 @contextlib.contextmanager
