@@ -70,6 +70,7 @@ def _scenario_json(result: Result) -> dict[str, Any]:
         "question": result.scenario.question,
         "traffic": str(result.scenario.traffic),
         "workers": result.scenario.workers,
+        "policy": result.scenario.policy(),
         "planes": {plane: measured.as_json() for plane, measured in result.planes.items()},
         "differences": [each for each in compared if each["verdict"] == "DIFFERS"],
         "compared": compared,
@@ -99,7 +100,7 @@ def scenario(result: Result) -> str:
     rows += [[title, *(show(each) for each in measured)] for title, show in _rows(measured)]
     workers = f", {what.workers} workers" if what.workers > 1 else ", 1 worker"
     return "\n".join((
-        f"{what.name}: {what.question}", f"  {what.traffic}{workers}; policy: {what.policy_file}", "", table(rows), "", *_verdict(result),
+        f"{what.name}: {what.question}", f"  {what.traffic}{workers}; policy: resilmesh/{what.policy_file}", "", table(rows), "", *_verdict(result),
     ))
 
 
