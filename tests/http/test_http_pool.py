@@ -1,0 +1,121 @@
+"""What the adapter relies on inside httpx, httpx2, httpcore and httpcore2. A new version that changes it fails here first."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import pytest
+from http_driver import Driver
+from http_service import Service
+
+from resilmesh.http import pool
+from resilmesh.http.backend import CURRENT, AsyncBackend, Backend, Wire
+from resilmesh.http.library import library_of, named
+
+
+def core_of(library: ModuleType) -> ModuleType:
+    return importlib.import_module(library.__name__.replace("httpx", "httpcore"))
+
+
+def test_a_clone_has_the_settings_and_a_pool_of_its_own(driver: Driver) -> None:
+    library = driver.library
+    limits = library.Limits(max_connections=5, max_keepalive_connections=4, keepalive_expiry=3.0)
+    options = {"http2": True, "retries": 2, "local_address": "127.0.0.1", "limits": limits, "socket_options": [(6, 1, 1)]}
+    transport = driver.plain_transport(**options)
+    twin = pool.clone(transport, core_of(library), None)
+    assert pool.is_plain(transport)
+    assert pool.is_plain(twin)
+    assert type(twin) is type(transport)
+    ours, theirs = vars(twin._pool), vars(transport._pool)
+    assert ours.keys() - {"create_connection"} == theirs.keys(), "clone copies everything that a pool has"
+    fresh = {"_connections", "_requests", "_optional_thread_lock", "_network_backend"}
+    for name in theirs.keys() - fresh:
+        assert ours[name] is theirs[name]
+    for name in fresh:
+        assert ours[name] is not theirs[name]
+    assert isinstance(twin._pool._network_backend, Backend if driver.blocking else AsyncBackend)
+    assert pool.speaks_http2(twin)
+    assert not pool.is_proxied(twin)
+    for proxy in ("http://127.0.0.1:1", "socks5://127.0.0.1:1") if library.__name__ == "httpx" else ("http://127.0.0.1:1",):
+        assert pool.is_proxied(pool.clone(driver.plain_transport(proxy=proxy), core_of(library), None))
+
+
+def test_a_subclass_is_not_plain(driver: Driver) -> None:
+    kind = type(driver.plain_transport())
+    assert not pool.is_plain(type("Own", (kind,), {})())
+    assert not pool.is_plain(driver.library.MockTransport(lambda request: None))
+
+
+def test_requests_and_streams_are_where_heal_looks(driver: Driver, service: Service) -> None:
+    transport = pool.clone(driver.plain_transport(), core_of(driver.library), None)
+    with driver.client(transport=transport) as client:
+        request = client.own.build_request("GET", f"http://{service.address}/")
+        response = driver.run(transport.handle_request if driver.blocking else transport.handle_async_request, request)
+        [pool_request] = transport._pool._requests
+        [connection] = transport._pool._connections
+        body = response.stream._httpcore_stream
+        assert body._pool_request is pool_request
+        assert body._closed is False
+        assert pool_request.connection is connection
+        assert not pool.is_idle(transport)
+        assert pool.heal(transport._pool, response.stream) == [], "what is in use is not touched"
+        assert not connection.is_idle()
+        driver.run(response.stream.close if driver.blocking else response.stream.aclose)
+        assert body._closed is True
+        assert pool.is_idle(transport)
+        assert connection.is_closed(), "an unread body takes its connection with it"
+
+
+def test_a_connection_that_nothing_uses_is_taken_out(driver: Driver, service: Service) -> None:
+    transport = pool.clone(driver.plain_transport(), core_of(driver.library), None)
+    with driver.client(transport=transport) as client:
+        request = client.own.build_request("GET", f"http://{service.address}/")
+        response = driver.run(transport.handle_request if driver.blocking else transport.handle_async_request, request)
+        # As after a cancellation while httpcore closes the response.
+        body = response.stream._httpcore_stream
+        body._closed = True
+        broken = pool.heal(transport._pool, response.stream)
+        assert len(broken) == 1
+        assert transport._pool._connections == []
+        assert pool.is_idle(transport)
+        driver.run(broken[0].close if driver.blocking else broken[0].aclose)
+        response = driver.run(transport.handle_request if driver.blocking else transport.handle_async_request, request)
+        driver.run(response.stream.close if driver.blocking else response.stream.aclose)
+
+
+def test_bytes_written_are_known(library: ModuleType, service: Service) -> None:
+    core = core_of(library)
+    wire = Wire(lambda: 0.0, float("inf"), float("inf"))
+    token = CURRENT.set(wire)
+    try:
+        stream = Backend(core.SyncBackend(), core, ("127.0.0.1", service.port)).connect_tcp("nowhere.test", 1)
+        assert wire.written is False
+        stream.write(b"G")
+        assert wire.written is True
+        stream.close()
+    finally:
+        CURRENT.reset(token)
+
+
+def test_a_torn_connection_refuses_to_go_on(library: ModuleType, service: Service) -> None:
+    core = core_of(library)
+    stream = Backend(core.SyncBackend(), core, None).connect_tcp("127.0.0.1", service.port)
+    stream.torn = True
+    with pytest.raises(core.WriteError, match="cut short"):
+        stream.write(b"more")
+    stream.close()
+
+
+def test_the_library_is_known_by_the_request(library: ModuleType) -> None:
+    class Own(library.Request):  # type: ignore[misc, name-defined]  # a parameter
+        pass
+
+    for request in (library.Request("GET", "http://a/"), Own("GET", "http://a/")):
+        found: Any = library_of(request)
+        assert found is named(library.__name__)
+        assert found.client is library
+        assert found.core is core_of(library)
+    with pytest.raises(TypeError):
+        library_of(object())
