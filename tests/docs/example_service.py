@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-#: Tells the programs that a page starts where the service listens; ``site/sitecustomize.py`` reads it.
+#: Tells the programs that a page starts where the service listens; ``startup/sitecustomize.py`` reads it.
 PORT_VARIABLE = "RESILMESH_EXAMPLE_SERVICE"
 LOOPBACK = "127.0.0.1"
 #: What every name resolves to: an address for documentation (RFC 5737), which nothing ever reaches.

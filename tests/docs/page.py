@@ -170,7 +170,7 @@ def same(shown: str, printed: str) -> bool:
 def environment() -> dict[str, str]:
     """The commands of a page find this environment's programs, and the example service."""
     here = str(Path(sys.executable).parent)
-    path = os.pathsep.join(filter(None, [str(HERE / "site"), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(HERE / "startup"), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PATH": here + os.pathsep + os.environ["PATH"], "PYTHONPATH": path, "COLUMNS": "100", "NO_COLOR": "1"}
 
 

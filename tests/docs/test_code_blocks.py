@@ -46,7 +46,7 @@ services:
     '```console\n$ make test\n$ pip install resilmesh[all]\n$ pip install ".[httpx]"\n```\n',
     '- in a list\n\n  ```python\n  assert True\n  ```\n',
     '```python\nimport urllib.request as r\nassert r.urlopen("http://inventory.internal/x").status == 200\n```\n',
-    '```python title="c.py"\nimport urllib.request as r\nprint(r.urlopen("http://10.1.2.3:81/x").status)\n```\n'
+    '```python title="c.py"\nimport urllib.request as r\nprint(r.urlopen("http://inventory.internal:81/x").status)\n```\n'
     '```console\n$ python c.py\n200\n```\n',
 ])
 def test_a_page_that_is_right(text: str, tmp_path: Path) -> None:
