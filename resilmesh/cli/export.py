@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
     translation = translate(loaded.policy, listen=options.listen, admin=options.admin)
     _show(translation.notes, loaded)
     if options.strict and translation.notes:
-        print(f"{loaded.source}: refused: {len(translation.notes)} differences, and --strict allows none", file=sys.stderr)
+        count = len(translation.notes)
+        print(f"{loaded.source}: refused: {count} difference{'s' if count > 1 else ''}, and --strict allows none", file=sys.stderr)
         return 1
     text = _json(translation.bootstrap) if _wants_json(options) else _yaml(translation.bootstrap)
     if options.output is None:

@@ -1,0 +1,86 @@
+"""What is said of a policy that Envoy does otherwise: derived from the model, at the place where it was written."""
+
+from __future__ import annotations
+
+from resilmesh.envoy.notes import Note, notes_on
+from resilmesh.policy.load import load_text
+
+
+def notes(text: str) -> list[Note]:
+    return notes_on(load_text("apiVersion: resilmesh/v1\n" + text).policy)
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    return [(note.block, note.fidelity) for note in notes(text)]
+
+
+ENDPOINT = "hosts: [a.test], endpoints: [{address: '127.0.0.1:1'}]"
+
+
+def test_nothing_to_say() -> None:
+    assert notes(f"""
+mesh: {{mode: ENFORCE, localReplies: RESPOND, outbound: REGISTRY_ONLY}}
+services:
+- {{name: a, {ENDPOINT}, connectTimeout: 1s, rateLimit: {{requests: 5}}, loadBalancer: RANDOM, outlierDetection: {{interval: 1s}},
+   retries: {{retryOn: [5xx], retryAfter: null}}, fault: {{abort: {{httpStatus: 503}}, scope: CALL}}}}
+""") == []
+
+
+def test_a_difference_is_the_models_own_words() -> None:
+    (note,) = notes(f"services: [{{name: a, {ENDPOINT}, circuitBreaker: {{failureRateThreshold: 20}}}}]")
+    assert note.path == ("services", 0, "circuitBreaker")
+    assert (note.block, note.fidelity) == ("circuitBreaker", "library-only")
+    assert note.message == "Envoy has no failure-rate circuit breaker; its outlier detection ejects endpoints instead."
+
+
+def test_a_block_that_is_in_force_without_being_written() -> None:
+    assert blocks(f"services: [{{name: a, {ENDPOINT}, retries: {{retryOn: [5xx]}}}}]") == [("retries.retryAfter", "approximate")]
+
+
+def test_what_stands_below_an_approximation_only_if_it_is_written() -> None:
+    assert blocks(f"defaults: {{retryBudget: {{ttl: 5s}}}}\nservices: [{{name: a, {ENDPOINT}}}]") == [
+        ("retryBudget", "approximate"), ("retryBudget.ttl", "library-only"),
+    ]
+
+
+def test_values_without_a_difference_are_not_reported() -> None:
+    text = "services: [{{name: a, {}, {}}}]"
+    assert blocks(text.format(ENDPOINT, "fault: {abort: {httpStatus: 503}, scope: ATTEMPT}")) == [("fault.scope", "library-only")]
+    assert blocks("mesh: {mode: OBSERVE, localReplies: RAISE}") == [("mode", "approximate"), ("localReplies", "approximate")]
+    assert blocks(text.format(ENDPOINT, "concurrency: {maxRequests: 1, maxPending: 0}")) == [("concurrency.maxRequests", "approximate")]
+
+
+def test_places_in_a_route() -> None:
+    (note,) = notes(f"services: [{{name: a, {ENDPOINT}, routes: [{{name: r, timeout: 1s}}]}}]")
+    assert (note.path, note.block) == (("services", 0, "routes", 0, "timeout"), "timeout")
+
+
+def test_a_service_without_hosts_is_one_note() -> None:
+    (note,) = notes("services: [{name: ledger, timeout: 1s, circuitBreaker: {}}]")
+    assert (note.path, note.block, note.fidelity) == (("services", 0), "hosts", "library-only")
+
+
+def test_differences_of_combinations() -> None:
+    found = blocks("""
+services:
+- name: a
+  hosts: [a.test]
+  endpoints: [{address: "db.internal:1"}]
+  outlierDetection: {maxEjectionPercent: 33.3}
+  routes:
+  - {name: r, rateLimit: [{requests: 1}, {requests: 2}], concurrency: {maxRequests: 1}}
+  - {name: s, match: {path: /s}}
+- {name: b, hosts: [b.test]}
+""")
+    assert found == [
+        ("concurrency.maxRequests", "approximate"), ("endpoints.address", "approximate"), ("rateLimit", "approximate"),
+        ("concurrency", "approximate"), ("outlierDetection.maxEjectionPercent", "approximate"), ("endpoints", "approximate"),
+    ]
+
+
+def test_an_inherited_block_is_reported_once() -> None:
+    assert blocks(f"""
+defaults: {{rateLimit: [{{requests: 1}}, {{requests: 2}}]}}
+services:
+- {{name: a, {ENDPOINT}, routes: [{{name: r, match: {{path: /}}}}, {{name: s, match: {{path: /s}}}}]}}
+""") == [("rateLimit", "approximate")]

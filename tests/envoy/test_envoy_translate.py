@@ -1,0 +1,269 @@
+"""The translation, field by field, as plain data; and every kind of policy accepted by a real Envoy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilmesh.envoy.match import claims_by_domain, split_host
+from resilmesh.envoy.process import validate
+from resilmesh.envoy.translate import translate
+from resilmesh.policy.check import check
+from resilmesh.policy.load import load_text
+
+Json = dict[str, Any]
+UNLIMITED = 2**32 - 1
+
+
+def bootstrap(text: str, **more: Any) -> Json:
+    loaded = load_text("apiVersion: resilmesh/v1\n" + text)
+    assert [each for each in check(loaded) if each.severity == "error"] == []
+    return translate(loaded.policy, **more).bootstrap
+
+
+def service(blocks: str) -> Json:
+    endpoints = "[{address: '127.0.0.1:1'}, {address: '127.0.0.1:2'}]"
+    return bootstrap(f"services:\n- name: svc\n  hosts: [svc.test]\n  endpoints: {endpoints}\n  {blocks}\n")
+
+
+def cluster(made: Json, name: str = "svc") -> Json:
+    found: Json = next(each for each in made["static_resources"]["clusters"] if each["name"] == name)
+    return found
+
+
+def manager(made: Json) -> Json:
+    config: Json = made["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    return config
+
+
+def routes(made: Json, domain: str = "svc.test") -> list[Json]:
+    hosts = manager(made)["route_config"]["virtual_hosts"]
+    found: list[Json] = next(host["routes"] for host in hosts if host["domains"] == [domain])
+    return found
+
+
+# ------------------------------------------------------------------------------------------- defaults
+
+
+def test_what_envoy_would_fill_in_is_written_out() -> None:
+    made = service("protocol: HTTP1")
+    upstream = cluster(made)
+    assert upstream["circuit_breakers"]["thresholds"] == [
+        {"max_connections": UNLIMITED, "max_pending_requests": UNLIMITED, "max_requests": UNLIMITED, "max_retries": UNLIMITED},
+    ]
+    assert upstream["common_lb_config"] == {"healthy_panic_threshold": {"value": 0.0}, "update_merge_window": "0s"}
+    assert upstream["connect_timeout"] == "5s"
+    assert upstream["lb_policy"] == "ROUND_ROBIN"
+    assert "outlier_detection" not in upstream
+    (route,) = routes(made)
+    assert route["route"] == {"cluster": "svc", "timeout": "0s", "idle_timeout": "0s"}
+    assert manager(made)["stream_idle_timeout"] == "0s"
+
+
+def test_two_envoys_cannot_share_the_port() -> None:
+    assert bootstrap("services: []")["static_resources"]["listeners"][0]["enable_reuse_port"] is False
+
+
+def test_outlier_detection_says_all_it_enforces() -> None:
+    made = cluster(service("outlierDetection: {consecutiveGatewayErrors: 3, maxEjectionTime: 10s, panicThreshold: 20}"))
+    assert made["outlier_detection"] == {
+        "consecutive_5xx": 5, "enforcing_consecutive_5xx": 100,
+        "consecutive_gateway_failure": 3, "enforcing_consecutive_gateway_failure": 100,
+        "split_external_local_origin_errors": False,
+        "consecutive_local_origin_failure": 5, "enforcing_consecutive_local_origin_failure": 0,
+        "interval": "10s", "base_ejection_time": "30s",
+        "max_ejection_time": "30s",  # never less than the base
+        "max_ejection_time_jitter": "0s", "max_ejection_percent": 100,
+        "enforcing_success_rate": 0, "enforcing_local_origin_success_rate": 0,
+        "enforcing_failure_percentage": 0, "enforcing_failure_percentage_local_origin": 0,
+    }
+    assert made["common_lb_config"]["healthy_panic_threshold"] == {"value": 20.0}
+
+
+@pytest.mark.parametrize(("blocks", "expected"), [
+    ("concurrency: {maxRequests: 7}", {"max_requests": 7}),
+    ("concurrency: {maxRequests: 7, maxPending: 3}", {"max_requests": 7, "max_connections": 7, "max_pending_requests": 3}),
+    ("concurrency: {maxRequests: 7, maxPending: 3}\n  protocol: HTTP2", {"max_requests": 7}),
+    (
+        "retryBudget: {percent: 12.5, minRetriesPerSecond: 4}",
+        {"retry_budget": {"budget_percent": {"value": 12.5}, "min_retry_concurrency": 4}},
+    ),
+])
+def test_limits(blocks: str, expected: Json) -> None:
+    unlimited = {"max_connections": UNLIMITED, "max_pending_requests": UNLIMITED, "max_requests": UNLIMITED, "max_retries": UNLIMITED}
+    assert cluster(service(blocks))["circuit_breakers"]["thresholds"] == [unlimited | expected]
+
+
+def test_a_routes_own_concurrency_is_a_cluster_of_its_own() -> None:
+    made = service("concurrency: {maxRequests: 9}\n  routes:\n  - {name: own, match: {path: /own}, concurrency: {maxRequests: 2}}\n"
+                   "  - {name: free, match: {path: /free}, concurrency: null}\n  - {name: same, match: {path: /same}}")
+    assert [route["route"]["cluster"] for route in routes(made)] == ["svc/own", "svc/free", "svc", "svc"]
+    limits = [cluster(made, name)["circuit_breakers"]["thresholds"][0]["max_requests"] for name in ("svc/own", "svc/free", "svc")]
+    assert limits == [2, UNLIMITED, 9]
+
+
+def test_http2_to_the_service() -> None:
+    (options,) = cluster(service("protocol: HTTP2"))["typed_extension_protocol_options"].values()
+    assert options["explicit_http_config"] == {"http2_protocol_options": {}}
+
+
+# ------------------------------------------------------------------------------------------- retries
+
+
+def policies(made: Json) -> list[tuple[Json, Json]]:
+    return [(route["match"], route["route"]["retry_policy"]) for route in routes(made)]
+
+
+def test_retries_by_method_are_two_routes() -> None:
+    (unsafe, safe_words), (every, words) = policies(service("retries: {maxRetries: 2, retryOn: [5xx, 429], perTryTimeout: 1500ms}"))
+    assert every == {"prefix": "/"}
+    assert [condition["name"] for condition in unsafe["headers"]] == [":method", "idempotency-key"]
+    assert safe_words["retry_on"] == "connect-failure,refused-stream,reset-before-request"
+    assert "retriable_status_codes" not in safe_words
+    assert (words["retry_on"], words["retriable_status_codes"], words["num_retries"]) == ("5xx,retriable-status-codes", [429], 2)
+    assert words["per_try_timeout"] == safe_words["per_try_timeout"] == "1.5s"
+
+
+@pytest.mark.parametrize(("retry_on", "unsafe"), [
+    *((word, "connect-failure,refused-stream,reset-before-request") for word in ("5xx", "reset", "gateway-error")),
+    ("retriable-4xx, connect-failure", "connect-failure"), ("503", ""),
+])
+def test_only_words_that_were_written_are_kept(retry_on: str, unsafe: str) -> None:
+    assert policies(service(f"retries: {{retryOn: [{retry_on}]}}"))[0][1]["retry_on"] == unsafe
+
+
+@pytest.mark.parametrize(("blocks", "expected"), [
+    ("retries: {retryOn: [5xx], idempotent: true}", ["5xx"]),
+    ("retries: {retryOn: [5xx], idempotent: false}", ["connect-failure,refused-stream,reset-before-request"]),
+    ("retries: {retryOn: [connect-failure]}", ["connect-failure"]),
+])
+def test_one_route_is_enough_where_the_method_does_not_matter(blocks: str, expected: list[str]) -> None:
+    assert [policy["retry_on"] for _, policy in policies(service(blocks))] == expected
+
+
+def test_a_route_for_get_needs_no_second_route() -> None:
+    made = service("routes: [{name: read, match: {method: [GET, HEAD]}, retries: {retryOn: [5xx]}}]")
+    assert [route["name"] for route in routes(made)] == ["svc/read", "svc"]
+
+
+def test_backoff_is_written_out() -> None:
+    backoff = [policy["retry_back_off"] for _, policy in policies(service("retries: {retryOn: [connect-failure], backoff: {base: 40ms}}"))]
+    assert backoff == [{"base_interval": "0.04s", "max_interval": "0.4s"}]
+
+
+# ------------------------------------------------------------------------------------- limits and faults
+
+
+def test_a_bucket_is_a_filter_that_its_routes_switch_on() -> None:
+    made = service("""rateLimit: {requests: 9, per: 2s}
+  routes:
+  - {name: own, match: [{path: /a}, {path: /b}], rateLimit: [{requests: 1, burst: 5}, {requests: 9, per: 2s, scope: SERVICE}]}
+  - {name: free, match: {path: /c}, rateLimit: null}""")
+    filters = {each["name"]: each for each in manager(made)["http_filters"]}
+    assert list(filters)[:2] == ["rateLimit/svc/own#0", "rateLimit/svc#0"]
+    assert filters["rateLimit/svc/own#0"]["disabled"] is True
+    bucket = filters["rateLimit/svc/own#0"]["typed_config"]["token_bucket"]
+    assert bucket == {"max_tokens": 5, "tokens_per_fill": 1, "fill_interval": "1s"}
+    on = [list(route.get("typed_per_filter_config", {})) for route in routes(made)]
+    assert on == [["rateLimit/svc/own#0", "rateLimit/svc#0"], ["rateLimit/svc/own#0", "rateLimit/svc#0"], [], ["rateLimit/svc#0"]]
+
+
+def test_faults_stand_above_the_limits() -> None:
+    fault_block = "{abort: {httpStatus: 503, percent: 0.5}, delay: {fixedDelay: 300ms, percent: 12.25}}"
+    made = service(f"rateLimit: {{requests: 1}}\n  fault: {fault_block}")
+    assert [each["name"] for each in manager(made)["http_filters"]][:2] == ["envoy.filters.http.fault", "rateLimit/svc#0"]
+    fault = routes(made)[0]["typed_per_filter_config"]["envoy.filters.http.fault"]
+    assert fault["abort"] == {"http_status": 503, "percentage": {"numerator": 5_000, "denominator": "MILLION"}}
+    assert fault["delay"] == {"fixed_delay": "0.3s", "percentage": {"numerator": 122_500, "denominator": "MILLION"}}
+
+
+def test_an_attempts_fault_is_not_exported() -> None:
+    assert "typed_per_filter_config" not in routes(service("fault: {abort: {httpStatus: 503}, scope: ATTEMPT}"))[0]
+
+
+# --------------------------------------------------------------------------------------- hosts and routes
+
+
+@pytest.mark.parametrize(("host", "expected"), [
+    ("a.test", ("a.test", None)), ("A.Test:80", ("a.test", 80)), ("*.test:81", ("*.test", 81)), ("*", ("*", None)),
+    ("[::1]", ("[::1]", None)), ("[::1]:8080", ("[::1]", 8080)),
+])
+def test_split_host(host: str, expected: tuple[str, int | None]) -> None:
+    assert split_host(host) == expected
+
+
+def test_a_domain_claimed_for_some_ports_goes_on_with_the_wider_one() -> None:
+    found = claims_by_domain([("api.b.test", 0), ("api.b.test:81", 1), ("x.b.test:82", 2), ("*.b.test:83", 3), ("*.test", 4), ("*", 5)])
+    assert found == {
+        "api.b.test": [(81, 1), (None, 0)],
+        "x.b.test": [(82, 2), (83, 3), (None, 4)],
+        "*.b.test": [(83, 3), (None, 4)],
+        "*.test": [(None, 4)],
+        "*": [(None, 5)],
+    }
+
+
+def test_outbound() -> None:
+    assert routes(bootstrap("mesh: {outbound: REGISTRY_ONLY}"), "*") == [{"match": {"prefix": "/"}, "direct_response": {"status": 502}}]
+    (route,) = routes(bootstrap("services: []"), "*")
+    assert route["route"]["cluster"] == "/passthrough"
+    assert cluster(bootstrap("services: []"), "/passthrough")["cluster_type"]["name"] == "envoy.clusters.dynamic_forward_proxy"
+
+
+def test_a_service_without_hosts_is_not_exported() -> None:
+    made = bootstrap("mesh: {outbound: REGISTRY_ONLY}\nservices: [{name: ledger, timeout: 1s}]")
+    assert made["static_resources"]["clusters"] == []
+
+
+@pytest.mark.parametrize("mode", ["OBSERVE", '"OFF"'])
+def test_what_is_not_enforced_only_forwards(mode: str) -> None:
+    made = service(f"mode: {mode}\n  timeout: 1s\n  rateLimit: {{requests: 1}}\n  retries: {{retryOn: [5xx]}}")
+    (route,) = routes(made)
+    assert route["route"] == {"cluster": "/passthrough", "timeout": "0s", "idle_timeout": "0s"}
+    assert "typed_per_filter_config" not in route
+
+
+def test_subsets_are_one_cluster() -> None:
+    made = bootstrap("""services:
+- name: svc
+  hosts: [svc.test]
+  endpoints: [{address: "127.0.0.1:1", labels: {version: v1, zone: x}}, {address: "127.0.0.1:2", labels: {version: v2, zone: x}}]
+  subsets: [{name: old, labels: {version: v1}}, {name: new, labels: {version: v2}}, {name: near, labels: {zone: x, version: v1}}]
+  split: [{subset: old, weight: 9}, {subset: new, weight: 1}]
+""")
+    assert [each["name"] for each in made["static_resources"]["clusters"]] == ["svc", "/passthrough"]
+    assert cluster(made)["lb_subset_config"] == {
+        "fallback_policy": "ANY_ENDPOINT",
+        "subset_selectors": [
+            {"keys": ["version"], "fallback_policy": "NO_FALLBACK"}, {"keys": ["version", "zone"], "fallback_policy": "NO_FALLBACK"},
+        ],
+    }
+    shares = routes(made)[0]["route"]["weighted_clusters"]["clusters"]
+    assert [(share["name"], share["weight"], share["metadata_match"]["filter_metadata"]["envoy.lb"]) for share in shares] == [
+        ("svc", 9, {"version": "v1"}), ("svc", 1, {"version": "v2"}),
+    ]
+
+
+def test_addresses_of_listener_and_admin() -> None:
+    made = bootstrap("services: []", listen=("0.0.0.0", 15001), admin=("127.0.0.1", 15000), access_log="/dev/stdout")
+    assert made["static_resources"]["listeners"][0]["address"]["socket_address"] == {"address": "0.0.0.0", "port_value": 15001}
+    assert made["admin"]["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 15000}
+    assert manager(made)["access_log"][0]["typed_config"]["path"] == "/dev/stdout"
+    assert validate(made) is None
+
+
+# ------------------------------------------------------------------------------------------ a real Envoy
+
+POLICIES = sorted((Path(__file__).parent / "policies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)
+def test_a_real_envoy_accepts(path: Path) -> None:
+    loaded = load_text(path.read_bytes(), str(path))
+    assert [each for each in check(loaded) if each.severity == "error"] == []
+    made = translate(loaded.policy).bootstrap
+    assert validate(made) is None
+    assert json.loads(json.dumps(made)) == made
