@@ -81,6 +81,7 @@ class Mesh:
         self._store = Store()
         self._applying = threading.Lock()
         self._guarded: set[tuple[str, str | None]] = set()
+        self.doubted: set[tuple[str, str | None]] = set()
         self._revision = 0
         self._refused = 0
         self._last_refusal: str | None = None
@@ -231,15 +232,15 @@ class Mesh:
             if known is None or (route is not None and all(each.name != route for each in known.routes or ())):
                 name = service if route is None else f"{service}/{route}"
                 line, column = loaded.places.line_column(("services",))
-                missing.append(Diagnostic(
-                    loaded.source, line, column, CODE.code, f"a guarded function needs {name!r}, which the policy does not have", CODE.remedy,
-                ))
+                said = f"a guarded function needs {name!r}, which the policy does not have"
+                missing.append(Diagnostic(loaded.source, line, column, CODE.code, said, CODE.remedy))
         return missing
 
     # ----------------------------------------------------------------------------------------- functions
 
     def guard(
-        self, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
+        self, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (),
+        idempotent: bool | None = None,
     ) -> Callable[[F], F]:
         """Decorate a function, method or coroutine function with the policy of ``service`` (or of one of its routes).
 
@@ -254,7 +255,8 @@ class Mesh:
         return Guard(self, service, route=route, failures=failures, ignore=ignore, idempotent=idempotent)
 
     def attempts(
-        self, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
+        self, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (),
+        idempotent: bool | None = None,
     ) -> Attempts:
         """The policy of ``service`` around a block of code: ``for attempt in mesh.attempts("ledger"): with attempt: ...``.
 
@@ -305,12 +307,14 @@ class Mesh:
                 shown = state.snapshot(now)
                 if kind == "stats":
                     in_flight += shown["inFlight"]
+                # A policy that is being applied has its state a moment before it has its table.
+                sections = services.setdefault(service, _empty())
                 if kind == "retryBudget":
-                    services[service][section] = shown
+                    sections[section] = shown
                 elif kind == "rateLimit":
-                    services[service][section].setdefault(route, {})[detail] = shown
+                    sections[section].setdefault(route, {})[detail] = shown
                 else:
-                    services[service][section][detail if kind == "endpoint" else route] = shown
+                    sections[section][detail if kind == "endpoint" else route] = shown
         mesh = self.table.policy.mesh
         return {
             "workload": mesh.workload, "mode": mesh.mode, "outbound": mesh.outbound, "localReplies": mesh.local_replies,
@@ -420,8 +424,12 @@ class _Watch:
                 # clock's resolution would leave the same one.
                 self._stat = stat if stat is not None and time.time_ns() - stat[0] > 2_000_000_000 else None
                 return False
+            try:
+                mesh._apply(lambda: load_file(self._path))
+            except PolicyError:
+                self._seen = fingerprint
+                raise
             self._seen = fingerprint
-            mesh._apply(lambda: load_file(self._path))
             return True
 
     def _stat_now(self) -> tuple[int, ...] | None:
@@ -429,7 +437,8 @@ class _Watch:
             found = os.stat(self._path)
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+        # The time of the inode's own change first: unlike the content's it cannot be set back (cp -p, rsync -t, touch -r).
+        return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
 
     def close(self) -> None:
         self._stop.set()
@@ -453,6 +462,8 @@ def _poll(watch: weakref.ref[_Watch], stop: threading.Event, interval: float) ->
             continue  # refused: logged, counted and told by the mesh
         except Exception:
             log.exception("looking at the policy's file failed; trying again")
+        finally:
+            del alive  # or this thread would keep it alive while it waits
 
 
 # ------------------------------------------------------------------------------------------------- forking
@@ -478,6 +489,21 @@ class _Default:
 
     def __init__(self) -> None:
         self.mesh: Mesh | None = None
+        self._guarded: set[tuple[str, str | None]] = set()
+
+    def know(self, service: str, route: str | None) -> None:
+        """A function is guarded with this name: every mesh of the process must have it. Raises ``UnknownService``."""
+        if self.mesh is not None:
+            self.mesh._know(service, route)
+        self._guarded.add((service, route))
+
+    def put(self, mesh: Mesh) -> None:
+        """Use this mesh from now on, and close the one before. Raises ``UnknownService``."""
+        for service, route in sorted(self._guarded, key=str):
+            mesh._know(service, route)
+        earlier, self.mesh = self.mesh, mesh
+        if earlier is not None and earlier is not mesh:
+            earlier.close()
 
     def get(self) -> Mesh:
         if self.mesh is None:
@@ -492,6 +518,10 @@ class _Default:
     def clock(self) -> Clock:
         return self.get().clock
 
+    @property
+    def doubted(self) -> set[tuple[str, str | None]]:
+        return self.get().doubted
+
 
 default = _Default()
 
@@ -500,20 +530,23 @@ def configure(policy: Mesh | str | os.PathLike[str] | None = None, **settings: A
     """Make the mesh that ``resilmesh.guard``, ``resilmesh.attempts`` and ``resilmesh.wrap`` use.
 
     ``policy``: a path, a ``Mesh``, or nothing, which means the file that ``RESILMESH_POLICY`` names. ``settings`` are
-    ``Mesh.from_file``'s. An earlier one is closed. Raises ``PolicyError``.
+    ``Mesh.from_file``'s. An earlier one is closed. Raises ``PolicyError``, and ``UnknownService`` when a function is
+    guarded with a name that the policy does not have; the earlier mesh then stays.
     """
     if isinstance(policy, Mesh):
         if settings:
             raise TypeError("settings belong to the path of a policy; this Mesh has its own")
-        mesh = policy
-    else:
-        path = policy if policy is not None else os.environ.get("RESILMESH_POLICY")
-        if not path:
-            raise ValueError("which policy? Pass its path, or set RESILMESH_POLICY")
-        mesh = Mesh.from_file(path, **settings)
-    earlier, default.mesh = default.mesh, mesh
-    if earlier is not None and earlier is not mesh:
-        earlier.close()
+        default.put(policy)
+        return policy
+    path = policy if policy is not None else os.environ.get("RESILMESH_POLICY")
+    if not path:
+        raise ValueError("which policy? Pass its path, or set RESILMESH_POLICY")
+    mesh = Mesh.from_file(path, **settings)
+    try:
+        default.put(mesh)
+    except UnknownService:
+        mesh.close()
+        raise
     return mesh
 
 
@@ -521,6 +554,7 @@ def guard(
     service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
 ) -> Callable[[F], F]:
     """``Mesh.guard`` of the mesh that ``configure`` makes, which may be called later than this."""
+    default.know(service, route)
     return Guard(default, service, route=route, failures=failures, ignore=ignore, idempotent=idempotent)
 
 

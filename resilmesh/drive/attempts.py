@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resilmesh.drive.context import DEADLINE
+from resilmesh.drive.context import DEADLINE, unset
 from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
 from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import OK, Answer, Verdict, mask
@@ -38,7 +38,7 @@ class Attempt:
         self._step: Step | None = None
         #: Counts from 1.
         self.number = 1 if call is None else call.number
-        #: What the block raised.
+        #: What the block raised, if it is run again because of that.
         self.error: BaseException | None = None
 
     def __enter__(self) -> Attempt:
@@ -48,29 +48,41 @@ class Attempt:
             if self._interruptible and call.headers_by != INFINITY:
                 from resilmesh.drive.runtime import limit
 
-                self._limit = limit(call.headers_by - self._guard.source.clock.monotonic())
+                self._limit = limit(call.headers_by - self._guard.now())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self.error = error
         call = self._call
         if call is None:
             self._step = RETURN
             return False
         if self._token is not None:
-            DEADLINE.reset(self._token)
-        timed_out = self._limit is not None and self._limit.stop(error)
-        answer = _TIMED_OUT if timed_out else OK if error is None else self._guard.of_error(error)
-        now = self._guard.source.clock.monotonic()
+            unset(self._token)
+        left = error if self._limit is None else self._limit.stop(error)
+        self._step = self._answer(call, error, left)
+        if self._step is SLEEP:
+            self.error = left or error
+            return error is not None
+        failure, call.error = (call.error, None) if self._step is RAISE else (left, call.error)
+        try:
+            if failure is not None and failure is not error:
+                raise failure from error
+            return False
+        finally:
+            # The traceback of an exception holds this frame: holding the exception here would make a cycle.
+            del failure, left, error
+
+    def _answer(self, call: Call, error: BaseException | None, left: BaseException | None) -> Step:
+        """Tell the engine how the block ended: with ``error``, of which ``left`` is not our limit's doing."""
+        now = self._guard.now()
+        if error is not None and left is None:
+            # It was our limit, whatever a clock of a test says.
+            return call.answered(max(now, call.headers_by), call.number, _TIMED_OUT)
+        answer = OK if left is None else self._guard.of_error(left)
         if answer is None:
             call.abandon(now)
-            self._step = RETURN
-            return False
-        self._step = call.answered(now, call.number, answer)
-        if self._step is RAISE:
-            assert call.error is not None
-            raise call.error from error
-        return self._step is SLEEP and error is not None
+            return RETURN
+        return call.answered(now, call.number, answer)
 
     async def __aenter__(self) -> Attempt:
         return self.__enter__()
@@ -95,75 +107,107 @@ class Attempts:
         self._guard = guard
 
     def __iter__(self) -> Iterator[Attempt]:
-        guard, clock = self._guard, self._guard.source.clock
-        call = guard.call()
-        if call is None:
-            yield Attempt(guard, None, interruptible=False)
-            return
-        last: BaseException | None = None
+        return _Loop(self._guard, interruptible=False)
+
+    def __aiter__(self) -> AsyncIterator[Attempt]:
+        return _Loop(self._guard, interruptible=True)
+
+
+class _Loop:
+    """One call. No generator: a loop that is left early would have to be closed, and trio warns of an asynchronous one."""
+
+    __slots__ = ("_attempt", "_call", "_ended", "_guard", "_interruptible", "_last")
+
+    def __init__(self, guard: Guard, *, interruptible: bool) -> None:
+        self._call: Call | None = None
+        self._guard = guard
+        self._interruptible = interruptible
+        self._attempt: Attempt | None = None
+        self._last: BaseException | None = None
+        self._ended = False
+
+    def __iter__(self) -> _Loop:
+        return self
+
+    def __aiter__(self) -> _Loop:
+        return self
+
+    def __next__(self) -> Attempt:
+        clock = self._guard.source.clock
         try:
-            step = call.start(clock.monotonic())
-            while True:
-                if step is SEND and call.injected is None:
-                    attempt = Attempt(guard, call, interruptible=False)
-                    yield attempt
-                    step, last = attempt.step, attempt.error
-                    if step is RETURN:
-                        return
-                elif step is SEND:
-                    step, last = self._inject(call)
-                elif step is RETURN or step is RAISE:
-                    raise _final(call, step, last)
-                else:
-                    remaining = call.wake_at - clock.monotonic()
-                    if step is WAIT:
-                        clock.wait(call.lend, max(0.0, remaining))
-                    elif remaining > 0:
-                        clock.sleep(remaining)
-                    step = call.woke(clock.monotonic())
-        finally:
-            call.abandon(clock.monotonic())
+            step = self._go_on()
+            while self._call is not None and (step is SLEEP or step is WAIT):
+                remaining = self._call.wake_at - clock.monotonic()
+                if step is WAIT:
+                    clock.wait(self._call.lend, max(0.0, remaining))
+                elif remaining > 0:
+                    clock.sleep(remaining)
+                step = self._settle(self._call, self._call.woke(clock.monotonic()))
+        except BaseException:
+            self._abandon()
+            raise
+        if step is RETURN:
+            raise StopIteration
+        return self._next()
 
-    async def __aiter__(self) -> AsyncIterator[Attempt]:
-        guard, clock = self._guard, self._guard.source.clock
-        call = guard.call()
-        if call is None:
-            yield Attempt(guard, None, interruptible=False)
-            return
-        last: BaseException | None = None
+    async def __anext__(self) -> Attempt:
+        clock = self._guard.source.clock
         try:
-            step = call.start(clock.monotonic())
-            while True:
-                if step is SEND and call.injected is None:
-                    attempt = Attempt(guard, call, interruptible=True)
-                    yield attempt
-                    step, last = attempt.step, attempt.error
-                    if step is RETURN:
-                        return
-                elif step is SEND:
-                    step, last = self._inject(call)
-                elif step is RETURN or step is RAISE:
-                    raise _final(call, step, last)
-                else:
-                    remaining = call.wake_at - clock.monotonic()
-                    if step is WAIT:
-                        await clock.wait_async(call.lend, max(0.0, remaining))
-                    elif remaining > 0:
-                        await clock.sleep_async(remaining)
-                    step = call.woke(clock.monotonic())
+            step = self._go_on()
+            while self._call is not None and (step is SLEEP or step is WAIT):
+                remaining = self._call.wake_at - clock.monotonic()
+                if step is WAIT:
+                    await clock.wait_async(self._call.lend, max(0.0, remaining))
+                elif remaining > 0:
+                    await clock.sleep_async(remaining)
+                step = self._settle(self._call, self._call.woke(clock.monotonic()))
+        except BaseException:
+            self._abandon()
+            raise
+        if step is RETURN:
+            raise StopAsyncIteration
+        return self._next()
+
+    def _go_on(self) -> Step:
+        """The first step of the call, or the one that its last attempt has led to; RETURN ends the loop."""
+        attempt, self._attempt = self._attempt, None
+        if self._ended:
+            return RETURN
+        if attempt is None:
+            self._call = self._guard.call()
+            return SEND if self._call is None else self._settle(self._call, self._call.start(self._guard.now()))
+        step, self._last = attempt.step, attempt.error
+        if step is RETURN or self._call is None:
+            self._ended = True
+            return RETURN
+        return self._settle(self._call, step)
+
+    def _settle(self, call: Call, step: Step) -> Step:
+        """Answer in the block's place where a fault of attempt scope does, and raise what is left when no attempt is."""
+        while step is SEND and call.injected is not None:
+            self._last, answer = self._guard.of_fault(call)
+            step = call.answered(self._guard.now(), call.number, answer)
+        if step is not RETURN and step is not RAISE:
+            return step
+        last, self._last = self._last, None
+        error, call.error = (call.error, None) if step is RAISE or last is None else (last, call.error)
+        assert error is not None
+        if error is not last:
+            error.__cause__ = last
+        try:
+            raise error
         finally:
-            call.abandon(clock.monotonic())
+            del last, error  # no cycle: see Attempt.__exit__
 
-    def _inject(self, call: Call) -> tuple[Step, BaseException]:
-        """A fault of attempt scope takes the block's place."""
-        error, answer = self._guard.of_fault(call)
-        return call.answered(self._guard.source.clock.monotonic(), call.number, answer), error
+    def _next(self) -> Attempt:
+        self._attempt = attempt = Attempt(self._guard, self._call, interruptible=self._interruptible)
+        return attempt
 
+    def _abandon(self) -> None:
+        self._ended = True
+        if self._call is not None:
+            self._call.abandon(self._guard.now())
 
-def _final(call: Call, step: Step, last: BaseException | None) -> BaseException:
-    """What leaves the loop when no attempt is left to raise it."""
-    if step is RETURN and last is not None:
-        return last
-    assert call.error is not None
-    call.error.__cause__ = last
-    return call.error
+    def __del__(self) -> None:
+        if self._call is not None and not self._call.over:
+            self._call.orphan()

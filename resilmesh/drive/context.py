@@ -11,6 +11,7 @@ from resilmesh.engine.plan import INFINITY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextvars import Token
 
     from resilmesh.clock import Clock
 
@@ -35,3 +36,11 @@ def within(seconds: float, clock: Clock = SYSTEM) -> Iterator[float]:
         yield until
     finally:
         DEADLINE.reset(token)
+
+
+def unset(token: Token[float]) -> None:
+    """Undo a ``DEADLINE.set``; a coroutine that the garbage collector closes runs in somebody else's context, where nothing is to undo."""
+    try:  # noqa: SIM105  # a context manager would cost more than all of this
+        DEADLINE.reset(token)
+    except ValueError:
+        pass

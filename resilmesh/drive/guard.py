@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from resilmesh.drive import aio, sync
-from resilmesh.drive.context import DEADLINE
+from resilmesh.drive.context import DEADLINE, unset
 from resilmesh.engine.call import RAISE, RETURN, SEND, Call, Step
 from resilmesh.engine.plan import INFINITY, Plan
 from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict, mask, of_status
@@ -20,6 +20,7 @@ from resilmesh.errors import InjectedFault, Rejected, UnknownService
 
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
+    from resilmesh.drive.runtime import Limit
     from resilmesh.engine.compile import Table
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,12 +45,16 @@ class Source(Protocol):
     @property
     def clock(self) -> Clock: ...
 
+    @property
+    def doubted(self) -> set[tuple[str, str | None]]:
+        """Names of which was said already that nobody said whether they may be repeated."""
+
 
 class Guard:
     """One service (and route) as a function's callers see it. Shared by every call of the function."""
 
     __slots__ = (
-        "_failures", "_idempotent", "_ignore", "_judges_results", "_route", "_service", "_table", "idempotent", "now", "plan", "simple", "source",
+        "_failures", "_idempotent", "_ignore", "_judges_results", "_route", "_service", "_table", "idempotent", "now", "plan", "source",
     )
 
     def __init__(
@@ -59,7 +64,7 @@ class Guard:
         self.source = source
         self._service = service
         self._route = route
-        self._failures = failures
+        self._failures = _without_everything(failures)
         self._judges_results = failures is not None and not _are_types(failures)
         self._ignore = ignore
         self._idempotent = idempotent
@@ -67,8 +72,6 @@ class Guard:
         #: The current plan, ``None`` under mode OFF; and whether a call may be repeated.
         self.plan: Plan | None = None
         self.idempotent = False
-        #: The wrappers may make the first attempt themselves: no result to judge, no fault to inject.
-        self.simple = False
         self.now: Callable[[], float]
 
     # ------------------------------------------------------------------------------------------ the plan
@@ -81,15 +84,20 @@ class Guard:
         may_repeat = self._idempotent
         if may_repeat is None:
             may_repeat = bool(plan is not None and plan.retry_idempotent)
-            if plan is not None and plan.retries is not None and plan.retry_idempotent is None and self._table is None:
-                log.warning(
-                    "%s: the policy has retries, but nothing says that this function may be repeated; "
-                    "pass idempotent=True or idempotent=False to guard, or set retries.idempotent",
-                    self._service,
-                )
-        self.simple = not self._judges_results and (plan is None or plan.drill is None)
+            if plan is not None and plan.retries is not None and plan.retry_idempotent is None:
+                self._doubt()
         self.now = self.source.clock.monotonic
         self.plan, self.idempotent, self._table = plan, may_repeat, table
+
+    def _doubt(self) -> None:
+        name, doubted = (self._service, self._route), self.source.doubted
+        if name not in doubted:
+            doubted.add(name)
+            log.warning(
+                "%s: the policy has retries, but nothing says that what is guarded may be repeated, so it is not; "
+                "pass idempotent=True or idempotent=False, or set retries.idempotent",
+                self._service if self._route is None else f"{self._service}/{self._route}",
+            )
 
     def call(self) -> Call | None:
         """A new call under the current policy; ``None`` under mode OFF."""
@@ -144,25 +152,21 @@ class Guard:
         """Wrap a function, keeping its signature and type."""
         import inspect  # costs 10 ms, which a program that guards nothing need not pay
 
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        called = _called(function)
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
             raise TypeError(
-                f"guard cannot wrap the generator function {function.__qualname__}: nothing runs until it is iterated. "
+                f"guard cannot wrap the generator function {getattr(called, '__qualname__', called)}: nothing runs until it is iterated. "
                 "Guard the function that does the call, or use `mesh.attempts`"
             )
         if inspect.isfunction(function):
             wrapper = self._wrap_async(function) if inspect.iscoroutinefunction(function) else self._wrap_sync(function)
             return cast(F, functools.wraps(function)(wrapper))
-        return cast(F, self._wrap_object(function))
+        return cast(F, self._wrap_object(function, self._wrap_async if inspect.iscoroutinefunction(called) else self._wrap_sync))
 
-    def _wrap_object(self, function: Any) -> Any:
+    def _wrap_object(self, function: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Any:
         """Anything else that can be called: classmethod, staticmethod, functools.partial, an instance with __call__."""
-        import inspect
-
         import wrapt
 
-        inner = getattr(function, "__func__", function)
-        awaits = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(getattr(inner, "__call__", None))  # noqa: B004  # its kind is asked for, not whether it exists
-        wrap = self._wrap_async if awaits else self._wrap_sync
         if not callable(function) and not isinstance(function, classmethod | staticmethod):
             raise TypeError(f"guard wraps functions, not {type(function).__name__}")
 
@@ -172,7 +176,7 @@ class Guard:
         return wrapt.FunctionWrapper(function, enter)
 
     def _wrap_sync(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        guard, source = self, self.source
+        guard, source, judges_results = self, self.source, self._judges_results
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
             table = source.table
@@ -183,32 +187,36 @@ class Guard:
                 return function(*args, **kwargs)
             now = guard.now
             call = Call(plan, guard.idempotent, True, DEADLINE.get())
-            token = None
             try:
                 step = call.start(now())
-                if step is SEND and guard.simple:
-                    if plan.timeout is not None:
-                        token = DEADLINE.set(call.deadline)
-                    result = function(*args, **kwargs)
-                    call.answered(now(), 1, OK)
-                    return result
-                exchange = _Exchange(guard, function, args, kwargs)
-            except BaseException as error:
-                exchange = _Exchange(guard, function, args, kwargs)
-                step = exchange.failed(call, error, timed_out=False)
-                if step is RETURN:
-                    raise
-            finally:
-                if token is not None:
-                    DEADLINE.reset(token)
-            return exchange.run(call, step)
+                if step is not SEND or call.injected is not None or judges_results:
+                    exchange = _Exchange(guard, function, args, kwargs)
+                else:
+                    token = None if plan.timeout is None else DEADLINE.set(call.deadline)
+                    try:
+                        result = function(*args, **kwargs)
+                    except BaseException as error:
+                        exchange = _Exchange(guard, function, args, kwargs)
+                        step = exchange.failed(call, error, None)
+                        if step is RETURN:
+                            raise
+                    else:
+                        call.answered(now(), 1, OK)
+                        return result
+                    finally:
+                        if token is not None:
+                            DEADLINE.reset(token)
+                return exchange.run(call, step)
+            except BaseException:
+                call.abandon(now())  # which does nothing to a call that is over
+                raise
 
         return guarded
 
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         from resilmesh.drive.runtime import limit  # brings asyncio, which sync programs do without
 
-        guard, source = self, self.source
+        guard, source, judges_results = self, self.source, self._judges_results
 
         async def guarded(*args: Any, **kwargs: Any) -> Any:
             table = source.table
@@ -219,32 +227,58 @@ class Guard:
                 return await function(*args, **kwargs)
             now = guard.now
             call = Call(plan, guard.idempotent, True, DEADLINE.get())
-            token = limited = None
             try:
                 began = now()
                 step = call.start(began)
-                if step is SEND and guard.simple:
-                    if plan.timeout is not None:
-                        token = DEADLINE.set(call.deadline)
-                    if call.headers_by != INFINITY:
-                        limited = limit(call.headers_by - began)
-                    result = await function(*args, **kwargs)
-                    if limited is not None:
-                        limited.stop(None)
-                    call.answered(now(), 1, OK)
-                    return result
-                exchange = _AsyncExchange(guard, function, args, kwargs)
-            except BaseException as error:
-                exchange = _AsyncExchange(guard, function, args, kwargs)
-                step = exchange.failed(call, error, timed_out=limited is not None and limited.stop(error))
-                if step is RETURN:
-                    raise
-            finally:
-                if token is not None:
-                    DEADLINE.reset(token)
-            return await exchange.run(call, step)
+                if step is not SEND or call.injected is not None or judges_results:
+                    exchange = _AsyncExchange(guard, function, args, kwargs)
+                else:
+                    token = limited = None
+                    try:
+                        if plan.timeout is not None:
+                            token = DEADLINE.set(call.deadline)
+                        if call.headers_by != INFINITY:
+                            limited = limit(call.headers_by - began)
+                        result = await function(*args, **kwargs)
+                    except BaseException as error:
+                        exchange = _AsyncExchange(guard, function, args, kwargs)
+                        step = exchange.failed(call, error, limited)
+                        if step is RETURN:
+                            raise
+                    else:
+                        if limited is not None:
+                            limited.stop(None)
+                        call.answered(now(), 1, OK)
+                        return result
+                    finally:
+                        if token is not None:
+                            unset(token)
+                return await exchange.run(call, step)
+            except BaseException:
+                call.abandon(now())  # which does nothing to a call that is over
+                raise
 
         return guarded
+
+
+def _called(function: Any) -> Any:
+    """What runs when ``function`` is called: the function inside of a method, a partial, or an object with ``__call__``."""
+    import inspect
+
+    while isinstance(function, classmethod | staticmethod | functools.partial):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    if inspect.isroutine(function) or inspect.isclass(function) or inspect.iscoroutinefunction(function):
+        return function
+    return getattr(type(function), "__call__", function)  # noqa: B004  # what it is, not whether it is there
+
+
+def _without_everything(failures: Failures | None) -> Failures | None:
+    """``BaseException`` means every Exception: a cancellation or a KeyboardInterrupt is no outcome, unless it is named."""
+    if failures is BaseException:
+        return Exception
+    if isinstance(failures, tuple):
+        return tuple(Exception if each is BaseException else each for each in failures)
+    return failures
 
 
 def _are_types(failures: object) -> bool:
@@ -273,15 +307,23 @@ class _Attempted:
         self._value: Any = None
         self._error: BaseException | None = None
 
-    def failed(self, call: Call, error: BaseException, *, timed_out: bool) -> Step:
-        """The inlined first attempt raised, which may be a limit's doing."""
-        self._error = error
-        answer = _TIMED_OUT if timed_out else self._guard.of_error(error)
+    def failed(self, call: Call, error: BaseException, limited: Limit | None) -> Step:
+        """The inlined first attempt raised, which may be a limit's doing. RETURN: ``error`` goes on to the caller."""
+        left = error if limited is None else limited.stop(error)
         now = self._guard.now()
-        if answer is None:
-            call.abandon(now)
-            return RETURN
-        return call.answered(now, call.number, answer)
+        if left is None:
+            # It was our limit, whatever a clock of a test says.
+            step = call.answered(max(now, call.headers_by), call.number, _TIMED_OUT)
+        else:
+            answer = self._guard.of_error(left)
+            step = RETURN if answer is None else call.answered(now, call.number, answer)
+            if answer is None:
+                call.abandon(now)
+            if step is RETURN and left is not error:
+                raise left
+        if step is not RETURN:
+            self._error = left or error
+        return step
 
     def classify(self, error: BaseException) -> Answer | None:
         self._error = error
@@ -297,12 +339,17 @@ class _Attempted:
 
     def outcome(self, call: Call, step: Step) -> Any:
         """Give the user what the call came to."""
-        if step is RAISE:
-            assert call.error is not None
-            raise call.error from self._error
-        if self._error is not None:
-            raise self._error
-        return self._value
+        last, self._error = self._error, None
+        error, call.error = (call.error, None) if step is RAISE else (last, call.error)
+        try:
+            if error is None:
+                return self._value
+            if error is not last:
+                error.__cause__ = last
+            raise error
+        finally:
+            # The traceback of an exception holds this frame: holding the exception here would make a cycle.
+            del last, error
 
 
 class _Exchange(_Attempted):
@@ -353,7 +400,7 @@ class _AsyncExchange(_Attempted):
                 raise
             return answer
         finally:
-            DEADLINE.reset(token)
+            unset(token)
 
     async def _limited(self, call: Call) -> Answer:
         from resilmesh.drive.runtime import limit
@@ -362,10 +409,13 @@ class _AsyncExchange(_Attempted):
         try:
             value = await self._function(*self._args, **self._kwargs)
         except BaseException as error:
-            if limited.stop(error):
+            left = limited.stop(error)
+            if left is None:
                 self._error = error
                 return _TIMED_OUT
-            raise
+            if left is error:
+                raise
+            raise left from None
         limited.stop(None)
         return self.returned(value)
 

@@ -60,8 +60,8 @@ async def wait(lend: Lend, seconds: float) -> None:
 class Limit(Protocol):
     """Ends what this task awaits, from the moment it is made until ``stop``, when its time is over."""
 
-    def stop(self, error: BaseException | None) -> bool:
-        """Whether the time was over and ``error``, which the await raised, is its doing alone."""
+    def stop(self, error: BaseException | None) -> BaseException | None:
+        """What is left of ``error``, which the await raised, when the limit's own doing is taken out; ``None``: nothing."""
 
 
 def limit(seconds: float) -> Limit:
@@ -99,10 +99,13 @@ class _TrioLimit:
         self._scope = trio.CancelScope(deadline=trio.current_time() + seconds)
         self._scope.__enter__()
 
-    def stop(self, error: BaseException | None) -> bool:
-        # The scope swallows exactly the cancellation that it caused.
-        self._scope.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
-        return self._scope.cancelled_caught
+    def stop(self, error: BaseException | None) -> BaseException | None:
+        # The scope takes out exactly the cancellation that it caused, which may be one of several exceptions of a nursery.
+        try:
+            caught = self._scope.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
+        except BaseException as rest:
+            return rest
+        return None if caught else error
 
 
 class _AsyncioLimit:
@@ -117,15 +120,16 @@ class _AsyncioLimit:
         self.fired = False
         self.over = False
 
-    def stop(self, error: BaseException | None) -> bool:
+    def stop(self, error: BaseException | None) -> BaseException | None:
         self.over = True
         heap = self.timer.heap
         if heap and heap[0][2].over:
             self.timer.tidy()
         if not self.fired:
-            return False
+            return error
         # As in asyncio.timeout: somebody else's cancellation, which came as well, must go on.
-        return self.task.uncancel() <= self.cancelling and isinstance(error, asyncio.CancelledError)
+        alone = self.task.uncancel() <= self.cancelling
+        return None if alone and isinstance(error, asyncio.CancelledError) else error
 
 
 _local = threading.local()
