@@ -77,8 +77,8 @@ class Exchange:
             if self.body is not None:
                 self.body.rewind()
         wire.until = min(call.headers_by, call.deadline)
-        # On a shared connection a neighbour may have written our frames.
-        wire.written = lane.multiplexed
+        # On a shared connection a neighbour may have written our frames; a foreign transport does not tell.
+        wire.written = lane.multiplexed or lane.foreign
         moves = lane.rewrites and endpoint is not None
         if wire.until == INFINITY and not moves:
             return request

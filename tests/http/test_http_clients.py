@@ -211,6 +211,23 @@ def test_errors_of_a_mock_are_classified(driver: Driver) -> None:
             client.get(URL)
 
 
+def test_a_foreign_transport_that_breaks_may_have_sent_the_request(driver: Driver) -> None:
+    asked: list[Any] = []
+
+    def handler(request: Any) -> Any:
+        asked.append(request)
+        raise driver.library.ReadError("reset", request=request)
+
+    mesh = mesh_of(retries="{maxRetries: 2, retryOn: [reset], backoff: {base: 1ms}}")
+    with driver.client(transport=driver.transport(mesh, driver.library.MockTransport(handler))) as client:
+        with pytest.raises(driver.library.ReadError):
+            client.post(URL, json={})
+        assert len(asked) == 1
+        with pytest.raises(driver.library.ReadError):
+            client.get(URL)
+        assert len(asked) == 4
+
+
 def test_a_bug_in_a_mock_is_nobodys_failure(driver: Driver) -> None:
     def handler(request: Any) -> Any:
         raise ZeroDivisionError
