@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+
+import resilmesh
 
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
-MODULES = ("resilmesh", "resilmesh.http", "resilmesh.testing", "resilmesh.errors")
+MODULES = ("resilmesh", "resilmesh.http", "resilmesh.testing")
 
 
 def describe() -> str:
@@ -21,17 +25,27 @@ def describe() -> str:
 def _module(name: str) -> list[str]:
     module = importlib.import_module(name)
     lines = [f"# {name}"]
-    for public in sorted(module.__all__):
+    for public in _names(module):
         lines += _thing(f"{name}.{public}", getattr(module, public))
     return [*lines, ""]
+
+
+def _names(module: ModuleType) -> list[str]:
+    """What ``__all__`` lists, or else what the module itself defines."""
+    if hasattr(module, "__all__"):
+        return sorted(module.__all__)
+    return sorted(name for name, value in vars(module).items() if name[0] != "_" and getattr(value, "__module__", "") == module.__name__)
 
 
 def _thing(name: str, value: object) -> list[str]:
     if inspect.isclass(value):
         bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
-        lines = [f"class {name}({bases})" if bases else f"class {name}"]
-        members = [(member, vars(value)[member]) for member in sorted(vars(value)) if not member.startswith("_") or member == "__init__"]
-        return lines + [f"    {line}" for member, what in members for line in _member(member, what)]
+        members = {member: what for member, what in vars(value).items() if member[0] != "_"}
+        maker = next(base for base in value.__mro__ if "__init__" in vars(base))
+        if inspect.isfunction(value.__init__) and (maker is value or maker.__name__ not in resilmesh.__all__):
+            members["__init__"] = value.__init__  # a public base class shows its own
+        return [f"class {name}({bases})" if bases else f"class {name}",
+                *(f"    {line}" for member in sorted(members) for line in _member(member, members[member]))]
     if callable(value):
         return [f"def {name}{_signature(value)}"]
     return [f"{name}: {type(value).__name__}"]
@@ -46,14 +60,36 @@ def _member(name: str, value: object) -> list[str]:
         case staticmethod():
             return [f"{name}{_signature(value.__func__)} (static method)"]
         case _ if inspect.isfunction(value):
-            return [f"{name}{_signature(value)}"]
+            return [f"{'async ' if inspect.iscoroutinefunction(value) else ''}{name}{_signature(value)}"]
         case _:
             return []
 
 
-def _signature(value: object) -> str:
-    # Annotations are strings in the source (PEP 563): shown without their quotes.
-    return str(inspect.signature(value)).replace("'", "")  # type: ignore[arg-type]  # callers pass callables
+class _Shown:
+    """A text that represents itself."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _signature(value: Callable[..., object]) -> str:
+    """As the source has it: annotations are strings there (PEP 563), and an object's address says nothing."""
+    signature = inspect.signature(value)
+    parameters = [
+        each.replace(annotation=_annotation(each.annotation), default=_default(each.default)) for each in signature.parameters.values()
+    ]
+    return str(signature.replace(parameters=parameters, return_annotation=_annotation(signature.return_annotation)))
+
+
+def _annotation(value: object) -> object:
+    return _Shown(value) if isinstance(value, str) else value
+
+
+def _default(value: object) -> object:
+    return _Shown(f"<{type(value).__name__}>") if " at 0x" in repr(value) else value
 
 
 if __name__ == "__main__":
