@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from resilmesh.errors import PolicyError
+from resilmesh.policy import document
 from resilmesh.policy.check import check
 from resilmesh.policy.codes import CODES
 from resilmesh.policy.load import load_text
+from resilmesh.policy.schema import json_schema
 
 TESTDATA = Path(__file__).parent / "testdata"
 TEXTS = [path.read_text(encoding="utf-8") for path in sorted(TESTDATA.glob("**/*.yaml"))]
 FINISHED: dict[str, Any] = yaml.safe_load((TESTDATA / "finished_form.yaml").read_text(encoding="utf-8"))
+SCHEMA = jsonschema.Draft202012Validator(json_schema())
 BOUNDED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 #: What breaks parsers: structure, words that YAML knows, hostile characters, numbers at the edge.
@@ -104,7 +108,13 @@ def test_a_policy_with_other_values(data: st.DataObject) -> None:
     policy: Any = FINISHED
     for _ in range(data.draw(st.integers(1, 3))):
         policy = changed(policy, data.draw(st.sampled_from(paths(policy))), data.draw(VALUES))
-    judge(yaml.safe_dump(policy, allow_unicode=True))
+    text = yaml.safe_dump(policy, allow_unicode=True)
+    judge(text)
+    try:
+        load_text(text)
+    except PolicyError:
+        return
+    assert list(SCHEMA.iter_errors(document.read(text, "f").data)) == []  # which accepts what the loader accepts
 
 
 @pytest.mark.parametrize("text", TEXTS)
