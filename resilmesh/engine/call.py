@@ -48,6 +48,7 @@ from resilmesh.errors import (
     RateLimited,
     Rejected,
 )
+from resilmesh.state.concurrency import Ticket
 from resilmesh.state.stats import BOUNDS
 from resilmesh.units import format_duration
 
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from resilmesh.engine.fault import Fault
     from resilmesh.state.balance import Balancer
     from resilmesh.state.breaker import Permit
-    from resilmesh.state.concurrency import Concurrency, Ticket, Waker
+    from resilmesh.state.concurrency import Concurrency, Waker
     from resilmesh.state.outlier import Endpoint
 
 Step = Literal["SEND", "SLEEP", "WAIT", "RETURN", "RAISE"]
@@ -151,6 +152,8 @@ class Call:
             # the deadline: an injected abort is not retried, an injected delay eats neither timeout nor slot (Envoy).
             if not plan.plain:
                 return self._observe(now) if plan.mode == "OBSERVE" else self._inject(now)
+        elif phase == _OVER:
+            return RAISE  # abandoned before it began
         if phase < _QUEUED:
             # The deadline is above all other waiting, so that the waiting counts.
             timeout = plan.timeout
@@ -192,14 +195,14 @@ class Call:
         if balancer is not None:
             endpoint = balancer.pick(now, self._tried if self.number else ())
             if endpoint is None:
-                if breaker is not None:
-                    breaker.release(self._permit)  # type: ignore[arg-type]  # set above
                 return self._refused(now, NoHealthyEndpoint, "no healthy endpoint", None)
             endpoint.in_flight += 1
             endpoint.requests += 1
             self.endpoint = endpoint
         self.number += 1
         self._sent_at = now
+        if self._phase == _OVER:  # abandoned by another thread meanwhile. No call may come between this line and the next but one
+            return self._gone()
         self._phase = _FLYING
         # The time of one try is the innermost: it ends at the headers, and never outlasts the call.
         by = now + plan.per_try
@@ -219,7 +222,8 @@ class Call:
     def _inject(self, now: float) -> Step:
         """A fault of call scope: the delay first, then the abort."""
         assert self.plan.fault is not None
-        self._phase = _DELAYED
+        if not self._enter(_DELAYED):
+            return RAISE
         delay = self.plan.fault.draw_delay(self.plan.rng)
         if not delay:
             return self._abort_or_go_on(now)
@@ -241,11 +245,12 @@ class Call:
         return self._raise(now, error, counted=_IGNORED_CALL)
 
     def _queue(self, now: float, gate: Concurrency) -> Step:
-        ticket = gate.wait()
-        if ticket is None:
+        # Held and in phase before it stands in the queue, so that nothing can come between a place and its owner.
+        self._ticket = ticket = Ticket()
+        if not self._enter(_QUEUED):
+            return RAISE
+        if not gate.wait(ticket):
             return self._reject(now, ConcurrencyExceeded, f"{gate.limit} calls are in flight and the queue is full", None)
-        self._ticket = ticket
-        self._phase = _QUEUED
         plan, wait = self.plan, self.plan.max_pending_wait
         self._balancer = plan.balancer if plan.split is None else plan.split.choose(plan.rng.random())
         self.wake_at = self.deadline if wait is None else min(self.deadline, now + wait)
@@ -255,13 +260,17 @@ class Call:
     def _leave_queue(self, now: float) -> Step:
         gate = self.plan.concurrency
         assert gate is not None
-        if gate.claim(self._ticket):
+        claimed = gate.claim(self._ticket)
+        if self._phase == _OVER:  # by another thread, which gives the ticket up. No call between this line and `_gate`
+            return RAISE
+        if claimed:
             self._gate = gate
-            return self.start(now)
-        if now < self.wake_at:
+            if now < self.deadline:
+                return self.start(now)
+        elif now < self.wake_at:
             return WAIT
-        gate.give_up(self._ticket)
-        self._phase = _STARTED
+        else:
+            gate.give_up(self._ticket)
         if now >= self.deadline:
             return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL if self.deadline >= self._outer else "deadline")
         return self._reject(now, ConcurrencyExceeded, "no slot became free within maxPendingWait", None)
@@ -284,11 +293,12 @@ class Call:
             return SEND
         self._count_fault(now, "delay", scope="ATTEMPT", delay=delay)
         self.wake_at = min(now + delay, self.headers_by)
-        self._phase = _PAUSED
-        return SLEEP
+        return SLEEP if self._enter(_PAUSED) else RAISE
 
     def woke(self, now: float) -> Step:
         """``wake_at`` has come, or the waker was called. A wake too early is answered with the same step again."""
+        if self._phase != _OVER and self._born != _generation:
+            self.abandon(now)  # it goes on in the parent, and what it holds is the parent's
         phase = self._phase
         if phase == _QUEUED:
             return self._leave_queue(now)
@@ -299,12 +309,17 @@ class Call:
         if phase == _DELAYED:
             return self._abort_or_go_on(now)
         if phase == _PAUSED:
-            self._phase = _FLYING
+            if not self._enter(_FLYING):
+                return RAISE
             return SEND if now < self.headers_by else self.answered(now, self.number, _TIMED_OUT)
         if now >= self.deadline:
+            self._retry_refused(now, "deadline")
+            self.error = self._deadline_error()
             return self._give_last(now)
-        self.plan.stats.retries += 1
-        return self.start(now)
+        step = self.start(now)
+        if step is SEND or step is SLEEP:
+            self.plan.stats.retries += 1
+        return step
 
     # ------------------------------------------------------------------------------------------ answers
 
@@ -326,6 +341,8 @@ class Call:
             endpoint = self.endpoint
             if endpoint is not None and (endpoint.server_errors or endpoint.gateway_failures or endpoint.local_failures):
                 self._balancer.detector.success(endpoint)  # type: ignore[union-attr]  # an endpoint came from it
+            if self._phase != _FLYING:  # abandoned by another thread, which has given everything back
+                return RETURN
             self._phase = _OVER
             stats = plan.stats
             stats.succeeded_seconds += seconds
@@ -357,29 +374,27 @@ class Call:
         """Anything but an unobserved success."""
         plan, verdict = self.plan, answer.verdict
         self._tell(now, "attempt_ended", verdict=verdict.value, status=answer.status)
-        at_limit = answer.timed_out and now >= self.headers_by - _EARLY
+        # Under OBSERVE there is no headers_by, but what the caller inherited it has.
+        at_limit = answer.timed_out and now >= min(self.headers_by, self.deadline) - _EARLY
         if at_limit and self.headers_by >= self.deadline >= self._outer:
             # The caller's own caller had no more time: that says nothing about this service.
             verdict = _IGNORED
         if verdict is not _SUCCESS:
             plan.stats.count(plan.stats.verdicts, verdict.value)
         self._answer = answer
-        if plan.mode == "OBSERVE":
-            return self._observed(now, answer, verdict)
-        again = verdict is not _IGNORED and self._wants_retry(answer)
+        observes = plan.mode == "OBSERVE"
+        again = verdict is not _IGNORED and not observes and self._wants_retry(answer)
         if verdict is not _SUCCESS or answer.complete or again:
             self._tell_state(now, verdict, answer, now - self._sent_at)
         if again and self._may_retry(now, answer):
             return SLEEP
-        if at_limit and self.headers_by >= self.deadline:
-            return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL if verdict is _IGNORED else "deadline")
-        if at_limit:
+        if at_limit and not observes:
+            if self.headers_by >= self.deadline:
+                return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL if verdict is _IGNORED else "deadline")
             return self._raise(now, self._per_try_error(), counted="deadline")
         if answer.complete:
             self._finish(now, verdict)
-            return RETURN
-        self._phase = _COMMITTED
-        if verdict is _SUCCESS:
+        elif self._enter(_COMMITTED) and verdict is _SUCCESS:
             self._commit(now)
         return RETURN
 
@@ -429,8 +444,9 @@ class Call:
         # The budget comes last: what another reason refuses must not cost a retry.
         if plan.budget is not None and not plan.budget.withdraw(now):
             return self._retry_refused(now, "budget")
+        if not self._enter(_BACKOFF):
+            return False
         self._leave_endpoint(tried=True)
-        self._phase = _BACKOFF
         self.wake_at = now + delay
         self._tell(now, "backoff", seconds=delay)
         return True
@@ -468,13 +484,13 @@ class Call:
         if self._phase != _COMMITTED or number != self.number or self._born != _generation:
             return
         answer = self._answer
-        if answer.verdict is _SUCCESS and self.plan.mode != "OBSERVE":
+        if answer.verdict is _SUCCESS:
             if verdict is not _SUCCESS and verdict is not _IGNORED:
                 self.plan.stats.count(self.plan.stats.verdicts, verdict.value)
                 answer = _BROKEN_BODY
             # A slow call is one whose headers were slow: how long a body flows is the caller's business too.
             self._tell_state(now, verdict, answer, self._to_headers)
-        elif answer.verdict is not _SUCCESS:
+        else:
             verdict = answer.verdict  # judged at its headers
         self._finish(now, verdict)
 
@@ -482,12 +498,14 @@ class Call:
         """The caller is gone: give everything back. Never raises, never blocks, idempotent, any thread."""
         phase = self._phase
         self._phase = _OVER
-        if phase in (_NEW, _OVER) or self._born != _generation:
+        if phase == _OVER:
             return
         self.error = CallError("the call was abandoned", service=self.plan.service, route=self.plan.route, attempts=self.number)
-        if phase == _QUEUED and self.plan.concurrency is not None:
+        if phase == _NEW or self._born != _generation:
+            return
+        if phase == _QUEUED and self._gate is None and self.plan.concurrency is not None:
             self.plan.concurrency.give_up(self._ticket)
-        self._release(phase)
+        self._release()
         self.plan.stats.abandoned += 1
         self._tell(now, "call_abandoned")
 
@@ -505,7 +523,7 @@ class Call:
         self._phase = _OVER
         if phase == _OVER:
             return
-        self._release(phase)
+        self._release()
         seconds = now - self._began
         stats = self.plan.stats
         if verdict is _SUCCESS:
@@ -516,27 +534,40 @@ class Call:
             stats.failure(seconds)
         self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
 
-    def _release(self, phase: int) -> None:
-        """Give back what the call holds: slot, permit, endpoint. The one place for it, but for the end of ``answered``."""
+    def _enter(self, phase: int) -> bool:
+        """Go on to another phase; False when another thread has abandoned the call, and given back what it held."""
+        if self._phase == _OVER:
+            return False
+        self._phase = phase
+        return True
+
+    def _gone(self) -> Step:
+        """Another thread abandoned the call while this one took what an attempt needs: give that back as well."""
+        self._release()
+        return RAISE
+
+    def _release(self) -> None:
+        """Give back what the call holds: slot, permit, endpoint. The one place for it, but for the end of ``answered``.
+
+        Two threads may come at once, an interrupt may strike at any call: so each is taken off the call before it is given back.
+        """
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.leave()
-        if phase in (_FLYING, _PAUSED, _COMMITTED):
-            breaker = self.plan.breaker
-            if breaker is not None and self._permit is not None:
-                permit, self._permit = self._permit, None
-                breaker.release(permit)
-            self._leave_endpoint()
+        breaker = self.plan.breaker
+        if breaker is not None:
+            permit = getattr(self, "_permit", None)
+            if permit is not None:
+                self._permit = None
+                breaker.release(permit)  # idempotent
+        self._leave_endpoint()
 
     def _leave_endpoint(self, *, tried: bool = False) -> None:
-        endpoint = self.endpoint
+        endpoint, self.endpoint = self.endpoint, None
         if endpoint is not None:
             endpoint.in_flight -= 1
             if tried:
                 self._tried = [*self._tried, endpoint] if self.number > 1 else [endpoint]
-            else:
-                self._balancer = None
-            self.endpoint = None
 
     # ------------------------------------------------------------------------------------------- raising
 
@@ -547,7 +578,9 @@ class Call:
         self.error = error
         phase = self._phase
         self._phase = _OVER
-        self._release(phase)
+        self._release()
+        if phase == _OVER:
+            return RAISE
         stats = self.plan.stats
         if isinstance(error, Rejected):
             stats.count(stats.rejected, counted)
@@ -589,7 +622,8 @@ class Call:
         self._sent_at = now
         self.headers_by = INFINITY
         self.deadline = self._outer
-        self._phase = _FLYING
+        if not self._enter(_FLYING):
+            return self._gone()
         self._tell(now, "attempt_started", endpoint=None)
         return SEND
 
@@ -607,17 +641,10 @@ class Call:
         if breaker is not None:
             self._permit = breaker.acquire(now, INFINITY)
             if self._permit is None:
+                self._release()  # a call that the circuit refuses holds no slot
                 return CircuitOpen.__name__
-        return None
-
-    def _observed(self, now: float, answer: Answer, verdict: Verdict) -> Step:
         # A call that would have been rejected carries no permit, so it does not feed the circuit.
-        self._tell_state(now, verdict, answer, now - self._sent_at)
-        if answer.complete:
-            self._finish(now, verdict)
-        else:
-            self._phase = _COMMITTED
-        return RETURN
+        return None
 
     # ------------------------------------------------------------------------------------------- telling
 
@@ -640,4 +667,5 @@ _IGNORED_CALL: Final = "ignored"
 
 #: What a body that broke off is to breaker and outlier detection: a reset after the headers.
 _BROKEN_BODY = Answer(_FAILURE)
-_TIMED_OUT = Answer(_FAILURE, timed_out=True, injected=True)
+#: What an injected delay that outlasts the attempt's time is: a time-out, to be retried like any other.
+_TIMED_OUT = Answer(_FAILURE, mask("5xx", "gateway-error", "reset"), timed_out=True, injected=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from resilmesh.engine.verdict import Verdict, of_status
+
 if TYPE_CHECKING:
     from random import Random
 
@@ -62,8 +64,8 @@ class Plan:
 
     __slots__ = (
         "balancer", "breaker", "budget", "concurrency", "connect_timeout", "drill", "endpoints", "fault", "hub", "idle_timeout", "limit",
-        "max_pending_wait", "mode", "per_try", "plain", "quick", "respond", "retries", "retry_idempotent", "rng", "route", "service", "split",
-        "stats", "timeout",
+        "max_pending_wait", "mode", "per_try", "plain", "quick", "respond", "retries", "retry_idempotent", "rng", "route", "service",
+        "split", "stats", "timeout",
     )
 
     def __init__(
@@ -118,5 +120,7 @@ class Plan:
         self.drill = fault if fault_scope == "ATTEMPT" and mode == "ENFORCE" else None
         #: Nothing stands above the deadline: no OBSERVE, no fault of call scope.
         self.plain = mode == "ENFORCE" and self.fault is None
-        #: A success without a retry word needs no second look: no OBSERVE, and retryOn lists no status below 500.
-        self.quick = mode == "ENFORCE" and (retries is None or all(status >= 500 for status in retries.statuses))
+        #: A success without a retry word needs no second look: no OBSERVE, and retryOn lists no status that is a success.
+        self.quick = mode == "ENFORCE" and (
+            retries is None or all(of_status(status)[0] is not Verdict.SUCCESS for status in retries.statuses)
+        )

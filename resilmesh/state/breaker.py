@@ -78,7 +78,7 @@ class CircuitBreaker:
     """One circuit. ``permit`` is what a call carries while the circuit is closed, ``None`` while it is not."""
 
     __slots__ = (
-        "_consecutive", "_failed", "_leases", "_lock", "_notify", "_opens_until", "_out", "_results", "_slow", "_slow_from",
+        "_consecutive", "_failed", "_leases", "_lock", "_notify", "_opened_at", "_out", "_results", "_slow", "_slow_from",
         "permit", "settings", "state", "window",
     )
 
@@ -91,7 +91,7 @@ class CircuitBreaker:
         self.permit: Permit | None = Permit()
         self._slow_from = settings.slow_seconds if settings.slow_rate is not None else float("inf")
         self._consecutive = 0
-        self._opens_until = 0.0
+        self._opened_at = 0.0
         #: Probes of this half-open period that hold a place; all that may still answer; what the others said.
         self._leases: list[Permit] = []
         self._out: list[Permit] = []
@@ -115,17 +115,21 @@ class CircuitBreaker:
         permit = self.permit
         if permit is not None:
             return permit
-        changed = False
+        changed: tuple[CircuitState, CircuitState, str] | None = None
         with self._lock:
             if self.state == "OPEN" and now >= self._opens_until:
                 self._enter("HALF_OPEN", now)
-                changed = True
+                changed = "OPEN", "HALF_OPEN", "waitDurationInOpenState is over"
+            elif self.state == "HALF_OPEN" and (decided := self._probes_decide()) is not None:
+                # Only after a retune: what the probes said already is enough by the new settings.
+                self._enter(decided[0], now)
+                changed = "HALF_OPEN", *decided
             if self.state == "HALF_OPEN":
                 permit = self._lease(now, lease)
             elif self.state == "CLOSED":
                 permit = self.permit
-        if changed:
-            self._notify("OPEN", "HALF_OPEN", "waitDurationInOpenState is over", now)
+        if changed is not None:
+            self._notify(*changed, now)
         return permit
 
     def _lease(self, now: float, lease: float) -> Permit | None:
@@ -145,6 +149,9 @@ class CircuitBreaker:
         with self._lock:
             if self.state == "OPEN":
                 return now >= self._opens_until
+            decided = self._probes_decide()
+            if decided is not None:
+                return decided[0] == "CLOSED"
             leased = sum(probe.expires > now for probe in self._leases)
             return self._results + leased < self.settings.half_open_permits
 
@@ -245,8 +252,8 @@ class CircuitBreaker:
     def _probes_decide(self) -> tuple[CircuitState, str] | None:
         settings, permits = self.settings, self.settings.half_open_permits
         failure_rate, slow_rate = settings.failure_rate, settings.slow_rate
-        if failure_rate is None and slow_rate is None:
-            failure_rate = 0.0  # consecutiveFailures alone knows no rate: one failed probe is enough
+        if failure_rate is None and settings.consecutive is not None:
+            failure_rate = 0.0  # consecutiveFailures knows no rate: one failed probe is enough
         if failure_rate is not None and self._failed and self._failed * 100 >= failure_rate * permits:
             return "OPEN", f"{self._failed} of {permits} probes failed"
         if slow_rate is not None and self._slow and self._slow * 100 >= slow_rate * permits:
@@ -255,6 +262,10 @@ class CircuitBreaker:
             return "CLOSED", f"{permits - self._failed} of {permits} probes succeeded"
         return None
 
+    @property
+    def _opens_until(self) -> float:
+        return self._opened_at + self.settings.wait_open
+
     def _enter(self, state: CircuitState, now: float) -> None:
         self.state = state
         self.permit = Permit() if state == "CLOSED" else None
@@ -262,7 +273,7 @@ class CircuitBreaker:
         self._results = self._failed = self._slow = 0
         self._consecutive = 0
         if state == "OPEN":
-            self._opens_until = now + self.settings.wait_open
+            self._opened_at = now
         elif state == "CLOSED":
             self.window = self.settings.window()
 
@@ -273,8 +284,8 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self.window.after_fork()
         self._leases, self._out = [], []
-        if self.permit is not None:
-            self.permit = Permit()
+        # Also when it is None: the fork may have come while another thread was in the middle of `_enter`.
+        self.permit = Permit() if self.state == "CLOSED" else None
 
     def snapshot(self, now: float) -> dict[str, Any]:
         with self._lock:

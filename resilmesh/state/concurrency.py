@@ -17,16 +17,16 @@ from typing import Any
 
 Waker = Callable[[], object]
 
-WAITING, GRANTED, TAKEN, GONE = "waiting", "granted", "taken", "gone"
+NEW, WAITING, GRANTED, TAKEN, GONE = "new", "waiting", "granted", "taken", "gone"
 
 
 class Ticket:
-    """A place in the queue."""
+    """A place in the queue, or a slot that came of it. Its owner can give it up at any moment, whatever became of it."""
 
     __slots__ = ("state", "waker")
 
     def __init__(self) -> None:
-        self.state = WAITING
+        self.state = NEW
         self.waker: Waker | None = None
 
 
@@ -59,19 +59,21 @@ class Concurrency:
         if self.queue:
             self.hand_out()
 
-    def wait(self) -> Ticket | None:
-        """A ticket, which may be granted already; ``None`` when the queue is full."""
-        ticket = Ticket()
+    def wait(self, ticket: Ticket) -> bool:
+        """Stand in the queue with a new ticket, which may be granted at once; False when the queue is full."""
         with self._lock:
+            if ticket.state is not NEW:
+                return False  # given up already, by another thread
             if self.in_flight < self.limit and not self.queue:
                 self.in_flight += 1
                 ticket.state = GRANTED
-                return ticket
+                return True
             if len(self.queue) >= self.max_pending:
-                return None
+                return False
+            ticket.state = WAITING
             self.queue.append(ticket)
         self.hand_out()
-        return ticket
+        return True
 
     def lend(self, ticket: Ticket, waker: Waker) -> None:
         """Have ``waker`` called when the ticket is granted, at once if it is. Any thread may call it."""
@@ -90,12 +92,12 @@ class Concurrency:
             return True
 
     def give_up(self, ticket: Ticket) -> None:
-        """Leave the queue, or give back the slot that was granted meanwhile. Idempotent."""
+        """Leave the queue, or give back the slot that was granted or claimed meanwhile. Idempotent."""
         with self._lock:
             was, ticket.state = ticket.state, GONE
             if was is WAITING:
                 self.queue.remove(ticket)
-        if was is GRANTED:
+        if was is GRANTED or was is TAKEN:
             self.leave()
 
     def hand_out(self) -> None:

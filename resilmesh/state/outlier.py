@@ -93,6 +93,8 @@ class OutlierDetector:
     def retune(self, settings: OutlierSettings | None, endpoints: Sequence[Endpoint]) -> None:
         """New thresholds from the next result on. Without settings everybody returns."""
         with self._lock:
+            if settings is not None and (self.settings is None or self.settings.interval != settings.interval):
+                self._next_tick = float("-inf")  # the old rhythm may be hours away
             self.settings, self.endpoints = settings, tuple(endpoints)
             if settings is None:
                 for endpoint in self.endpoints:
@@ -117,7 +119,8 @@ class OutlierDetector:
         if settings.split_local:
             if local_origin:
                 endpoint.local_failures += 1
-                if endpoint.local_failures == settings.consecutive_local:
+                # Not `==`, here and below: a retune may have lowered the threshold under the count.
+                if settings.consecutive_local is not None and endpoint.local_failures >= settings.consecutive_local:
                     endpoint.local_failures = 0
                     return "consecutiveLocalOriginFailures"
                 return None
@@ -126,18 +129,19 @@ class OutlierDetector:
             endpoint.local_failures = 0
             if status == 0:
                 return None
+        reason = None
         if status in (0, 502, 503, 504):
             endpoint.gateway_failures += 1
-            if endpoint.gateway_failures == settings.consecutive_gateway:
+            if settings.consecutive_gateway is not None and endpoint.gateway_failures >= settings.consecutive_gateway:
                 endpoint.gateway_failures = 0
-                return "consecutiveGatewayErrors"
+                reason = "consecutiveGatewayErrors"
         else:
             endpoint.gateway_failures = 0
         endpoint.server_errors += 1
-        if endpoint.server_errors == settings.consecutive_5xx:
+        if settings.consecutive_5xx is not None and endpoint.server_errors >= settings.consecutive_5xx:
             endpoint.server_errors = 0
-            return "consecutive5xxErrors"
-        return None
+            reason = reason or "consecutive5xxErrors"
+        return reason
 
     def _eject(self, endpoint: Endpoint, now: float, reason: str) -> None:
         with self._lock:
@@ -167,6 +171,8 @@ class OutlierDetector:
             return
         returned: list[Endpoint] = []
         with self._lock:
+            if now < self._next_tick:
+                return  # another thread was faster
             if self._next_tick == float("-inf"):
                 self._next_tick = now + settings.interval
                 return

@@ -14,18 +14,34 @@ from typing import Any
 class RateLimit:
     """``requests`` tokens flow in per ``per`` seconds; the bucket holds ``burst`` and starts full."""
 
-    __slots__ = ("_due", "_interval", "_tolerance", "burst", "per", "requests")
+    __slots__ = ("_due", "_interval", "_retuned", "_tolerance", "burst", "per", "requests")
 
     def __init__(self, requests: int, per: float, burst: int) -> None:
         self._due = float("-inf")
+        self._interval = per / requests
         self.retune(requests, per, burst)
 
     def retune(self, requests: int, per: float, burst: int) -> None:
-        """New figures, from the next call on; the tokens that are missing stay missing."""
+        """New figures, from the next call on; the tokens that are missing stay missing, as far as the bucket is that big."""
         self.requests, self.per, self.burst = requests, per, burst
-        self._interval = per / requests
+        # What is missing is kept as a time, so it can only be converted by somebody who knows what time it is: the
+        # next call, which finds every token missing and has to look closer.
+        self._retuned = True
+        self._tolerance = float("-inf")
+
+    def _settle(self, now: float) -> None:
+        # No call in here: two threads that come at once must not convert twice.
+        if not self._retuned:
+            return
+        self._retuned = False
+        interval = self.per / self.requests
+        missing: float = (self._due - now) / self._interval if self._due > now else 0
+        if missing > self.burst:
+            missing = self.burst
+        self._due = now + missing * interval
+        self._interval = interval
         # A millionth of a token of slack: sums of intervals are not exact in binary.
-        self._tolerance = (burst - 1) * self._interval + self._interval * 1e-6
+        self._tolerance = (self.burst - 1) * interval + interval * 1e-6
 
     def take(self, now: float) -> bool:
         """Take a token, if there is one."""
@@ -33,7 +49,10 @@ class RateLimit:
         if due < now:
             due = now
         if due - now > self._tolerance:
-            return False
+            if not self._retuned:
+                return False
+            self._settle(now)
+            return self.take(now)
         self._due = due + self._interval
         return True
 
@@ -43,10 +62,12 @@ class RateLimit:
 
     def retry_after(self, now: float) -> float:
         """Seconds until a token is there; 0 when one is."""
+        self._settle(now)
         return max(0.0, self._due - now - self._tolerance)
 
     def tokens(self, now: float) -> float:
         """Tokens in the bucket."""
+        self._settle(now)
         return self.burst - max(0.0, self._due - now) / self._interval
 
     def after_fork(self) -> None:

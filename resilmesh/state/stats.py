@@ -69,22 +69,28 @@ class Stats:
 
     @property
     def in_flight(self) -> int:
-        return self.started - self.finished
+        finished = self.finished  # first: a call that starts and ends in between must not count as less than nothing
+        return self.started - finished
 
     def after_fork(self) -> None:
         self.discarded += self.in_flight
 
     def snapshot(self, now: float) -> dict[str, Any]:
-        succeeded, failed = list(self.succeeded), list(self.failed)
+        """``calls`` is the sum of ``inFlight``, ``succeeded``, ``failed``, ``rejected``, ``abandoned``, ``ignored`` and ``discarded``."""
+        succeeded, failed, rejected = list(self.succeeded), list(self.failed), dict(self.rejected)
+        abandoned, ignored, discarded = self.abandoned, self.ignored, self.discarded
+        # Read last, so that calls which start and end meanwhile cannot make the difference negative.
+        started = self.started
         return {
-            "calls": self.started,
-            "inFlight": self.in_flight,
+            "calls": started,
+            "inFlight": started - sum(succeeded) - sum(failed) - sum(rejected.values()) - abandoned - ignored - discarded,
             "succeeded": sum(succeeded),
             "failed": sum(failed),
-            "rejected": dict(self.rejected),
+            "rejected": rejected,
             "wouldReject": dict(self.would_reject),
-            "abandoned": self.abandoned,
-            "ignored": self.ignored,
+            "abandoned": abandoned,
+            "ignored": ignored,
+            "discarded": discarded,
             "retries": self.retries,
             "retriesRefused": dict(self.retries_refused),
             "faults": dict(self.faults),
