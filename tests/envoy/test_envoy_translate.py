@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import resilmesh
 from resilmesh.envoy.match import claims_by_domain, split_host
 from resilmesh.envoy.process import validate
 from resilmesh.envoy.translate import translate
@@ -257,7 +258,8 @@ def test_addresses_of_listener_and_admin() -> None:
 
 # ------------------------------------------------------------------------------------------ a real Envoy
 
-POLICIES = sorted((Path(__file__).parent / "policies").glob("*.yaml"))
+#: Ours, and those that the comparison ships.
+POLICIES = [*Path(__file__).parent.glob("policies/*.yaml"), *Path(resilmesh.__file__).parent.glob("compare/policies/*.yaml")]
 
 
 @pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)

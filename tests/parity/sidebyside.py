@@ -182,9 +182,9 @@ def _observe(
 
 @contextlib.contextmanager
 def _library(text: str, options: dict[str, Any]) -> Iterator[Plane]:
-    with Mesh.from_text(text, local_replies="RESPOND") as mesh:
-        with httpx.Client(transport=resilmesh.http.Transport(mesh, **options), timeout=20) as client:
-            yield client, None, mesh.snapshot
+    with Mesh.from_text(text, local_replies="RESPOND") as mesh, contextlib.ExitStack() as stack:
+        transport = resilmesh.http.Transport(mesh, **options)
+        yield stack.enter_context(httpx.Client(transport=transport, timeout=20)), None, mesh.snapshot
 
 
 @contextlib.contextmanager

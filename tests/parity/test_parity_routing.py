@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -51,8 +52,8 @@ def get(target: str, *headers: tuple[str, str]) -> Request:
 @covers("Service.routes", "Route.match", "Match.method", "Match.path", "PathMatch.exact", "PathMatch.prefix", "PathMatch.regex")
 def test_methods_and_paths(services: Services) -> None:
     routed(services, [
-        "{method: [PUT, DELETE], path: {prefix: /v}}", "{path: {exact: /exact}}", "{path: {prefix: /v1/res}}", "{path: {regex: '/v[0-9]+/x'}}",
-        "[{method: POST}, {path: /either}]", "{path: {prefix: /a%20b}}",
+        "{method: [PUT, DELETE], path: {prefix: /v}}", "{path: {exact: /exact}}", "{path: {prefix: /v1/res}}",
+        "{path: {regex: '/v[0-9]+/x'}}", "[{method: POST}, {path: /either}]", "{path: {prefix: /a%20b}}",
     ], [
         (("PUT", "/v9", []), 0), (("DELETE", "/v1/reservations", []), 0), (("PATCH", "/v9", []), None),
         (get("/exact"), 1), (get("/exact?q=1"), 1), (get("/exact/"), None), (get("/Exact"), None), (get("/exac"), None),
@@ -67,7 +68,8 @@ def test_headers(services: Services) -> None:
     routed(services, [
         "{path: /e, headers: {x-a: One}}", "{path: /p, headers: {x-a: {prefix: ab}}}", "{path: /s, headers: {x-a: {suffix: yz}}}",
         "{path: /r, headers: {x-a: {regex: 'v[0-9]'}}}", "{path: /there, headers: {x-a: {present: true}}}",
-        "{path: /not, headers: {x-a: {present: false}}}", "{path: /two, headers: {x-a: '1', x-b: '2'}}", "{path: /empty, headers: {x-a: ''}}",
+        "{path: /not, headers: {x-a: {present: false}}}", "{path: /two, headers: {x-a: '1', x-b: '2'}}",
+        "{path: /empty, headers: {x-a: ''}}",
     ], [
         (get("/e", ("X-A", "One")), 0), (get("/e", ("x-a", "one")), None), (get("/e"), None), (get("/e", ("x-a", "One,Two")), None),
         (get("/p", ("x-a", "abc")), 1), (get("/p", ("x-a", "cab")), None),
@@ -78,7 +80,8 @@ def test_headers(services: Services) -> None:
         (get("/two", ("x-a", "1"), ("x-b", "2")), 6), (get("/two", ("x-a", "1")), None),
         (get("/empty", ("x-a", "")), 7), (get("/empty"), None),
         # Of a header that is sent several times one value must match.
-        (get("/e", ("x-a", "Two"), ("x-a", "One")), 0), (get("/e", ("x-a", "One, Two")), None), (get("/e", ("x-a", "Two"), ("x-a", "Three")), None),
+        (get("/e", ("x-a", "Two"), ("x-a", "One")), 0), (get("/e", ("x-a", "One, Two")), None),
+        (get("/e", ("x-a", "Two"), ("x-a", "Three")), None),
     ])
 
 
@@ -86,12 +89,14 @@ def test_headers(services: Services) -> None:
 def test_query(services: Services) -> None:
     routed(services, [
         "{path: /e, query: {a: One}}", "{path: /p, query: {a: {prefix: ab}}}", "{path: /s, query: {a: {suffix: yz}}}",
-        "{path: /r, query: {a: {regex: 'v[0-9]'}}}", "{path: /there, query: {a: {present: true}}}", "{path: /not, query: {a: {present: false}}}",
-        "{path: /two, query: {a: '1', b: '2'}}", "{path: /coded, query: {a: 'x%20y'}}", "{path: /empty, query: {a: ''}}",
+        "{path: /r, query: {a: {regex: 'v[0-9]'}}}", "{path: /there, query: {a: {present: true}}}",
+        "{path: /not, query: {a: {present: false}}}", "{path: /two, query: {a: '1', b: '2'}}",
+        "{path: /coded, query: {a: 'x%20y'}}", "{path: /empty, query: {a: ''}}",
     ], [
         (get("/e?a=One"), 0), (get("/e?b=1&a=One"), 0), (get("/e?a=one"), None), (get("/e"), None), (get("/e?a=Two&a=One"), None),
         (get("/e?a=One&a=Two"), 0),
-        (get("/p?a=abc"), 1), (get("/p?a=cab"), None), (get("/s?a=xyz"), 2), (get("/s?a=yzx"), None), (get("/r?a=v1"), 3), (get("/r?a=v12"), None),
+        (get("/p?a=abc"), 1), (get("/p?a=cab"), None), (get("/s?a=xyz"), 2), (get("/s?a=yzx"), None),
+        (get("/r?a=v1"), 3), (get("/r?a=v12"), None),
         (get("/there?a"), 4), (get("/there?a="), 4), (get("/there?b"), None), (get("/not?b=1"), 5), (get("/not?a"), None),
         (get("/two?b=2&a=1"), 6), (get("/two?a=1"), None),
         # As it is sent, escapes and all.
@@ -107,8 +112,8 @@ def test_grpc(services: Services) -> None:
         "{grpc: {service: shop.v1.Stock, method: Take}}", "{grpc: {service: shop.v1.Stock}}", "{grpc: {method: Take}}",
     ], [
         (("POST", "/shop.v1.Stock/Take", grpc), 0), (("POST", "/shop.v1.Stock/Give", grpc), 1), (("POST", "/other.Stock/Take", grpc), 2),
-        (("POST", "/other.Stock/Give", grpc), None), (("GET", "/shop.v1.Stock/Take", grpc), None), (("POST", "/shop-v1.Stock/Give", grpc), None),
-        (("POST", "/a/b/Take", grpc), None),
+        (("POST", "/other.Stock/Give", grpc), None), (("GET", "/shop.v1.Stock/Take", grpc), None),
+        (("POST", "/shop-v1.Stock/Give", grpc), None), (("POST", "/a/b/Take", grpc), None),
     ])
 
 
@@ -122,8 +127,8 @@ def test_the_first_match_wins(services: Services) -> None:
 @covers("Service.hosts", "MeshBlock.outbound")
 def test_hosts(services: Services) -> None:
     names = {
-        401: ["api.test:8080"], 402: ["api.test", "api.test:9090"], 403: ["*.api.test"], 404: ["*.test:81"], 405: ["*.test"], 406: ["only.test:7777"],
-        407: ["MiXed.example"], 408: ["[::1]"],
+        401: ["api.test:8080"], 402: ["api.test", "api.test:9090"], 403: ["*.api.test"], 404: ["*.test:81"], 405: ["*.test"],
+        406: ["only.test:7777"], 407: ["MiXed.example"], 408: ["[::1]"],
     }
     services_of = "\n".join(
         f"- {{name: s{code}, hosts: [{', '.join(repr(host) for host in hosts)}], fault: {{abort: {{httpStatus: {code}}}}}}}"
@@ -149,7 +154,8 @@ def test_hosts(services: Services) -> None:
 
 @covers("MeshBlock.outbound", "Service.hosts")
 def test_port_80_need_not_be_named(services: Services) -> None:
-    text = "apiVersion: resilmesh/v1\nmesh: {outbound: REGISTRY_ONLY}\nservices: [{name: s, hosts: ['a.test:80'], fault: {abort: {httpStatus: 201}}}]"
+    service = "{name: s, hosts: ['a.test:80'], fault: {abort: {httpStatus: 201}}}"
+    text = f"apiVersion: resilmesh/v1\nmesh: {{outbound: REGISTRY_ONLY}}\nservices: [{service}]"
 
     def traffic(caller: Caller) -> None:
         for host in ("a.test", "a.test:80", "a.test:8080"):
@@ -162,7 +168,8 @@ def test_port_80_need_not_be_named(services: Services) -> None:
 
 @covers("MeshBlock.outbound")
 def test_any_host(services: Services) -> None:
-    text = "apiVersion: resilmesh/v1\nmesh: {outbound: ALLOW_ANY}\nservices: [{name: s, hosts: [svc.test], fault: {abort: {httpStatus: 201}}}]"
+    service = "{name: s, hosts: [svc.test], fault: {abort: {httpStatus: 201}}}"
+    text = f"apiVersion: resilmesh/v1\nmesh: {{outbound: ALLOW_ANY}}\nservices: [{service}]"
     both = side_by_side(services, text, lambda caller: caller.get("/x", host=services["a"].address), a=status(207))
     both.agree()
     assert (both.envoy.statuses, both.envoy.attempts) == ([207], 1)
@@ -200,7 +207,7 @@ THREE = 'endpoints: [{address: "$a", labels: {version: v1, zone: x}}, {address: 
         '{address: "$c", labels: {version: v2, zone: y}}]'
 
 
-def many(count: int, path: str = "/") -> object:
+def many(count: int, path: str = "/") -> Callable[[Caller], None]:
     def traffic(caller: Caller) -> None:
         for _ in range(count):
             caller.get(path)
@@ -378,8 +385,7 @@ def test_difference_only_the_library_can_raise(services: Services) -> None:
     both.agree()  # side_by_side overrides localReplies with RESPOND
     assert both.envoy.statuses == [504]
     services["a"].play(Say(delay=0.6))
-    raising = text.replace("$a", services["a"].address)
-    with Mesh.from_text(raising) as mesh, httpx.Client(transport=resilmesh.http.Transport(mesh)) as client, pytest.raises(httpx.ReadTimeout):
-        client.get("http://svc.test/")
-
-
+    with Mesh.from_text(text.replace("$a", services["a"].address)) as mesh:
+        client = httpx.Client(transport=resilmesh.http.Transport(mesh))
+        with client, pytest.raises(httpx.ReadTimeout):
+            client.get("http://svc.test/")

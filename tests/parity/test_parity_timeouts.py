@@ -41,7 +41,7 @@ def test_a_response_in_time(services: Services) -> None:
 
 @covers("CallBlocks.timeout")
 def test_the_timeout_bounds_all_attempts_together(services: Services) -> None:
-    text = policy("timeout: 500ms\n  retries: {maxRetries: 5, retryOn: [5xx], perTryTimeout: 200ms}")
+    text = policy("timeout: 500ms\n  retries: {maxRetries: 5, retryOn: [5xx], perTryTimeout: 200ms, backoff: {base: 1ms}}")
     both = side_by_side(services, text, lambda caller: caller.get(), a=Say(delay=1.0))
     both.agree()
     assert both.envoy.bodies == ["upstream request timeout"]
@@ -61,7 +61,7 @@ def test_the_timeout_covers_the_body(services: Services) -> None:
 @covers("CallBlocks.timeout")
 def test_without_a_timeout_nothing_ends_a_slow_call(services: Services) -> None:
     text = policy("timeout: 300ms\n  routes:\n  - {name: patient, match: {path: /patient}, timeout: null}")
-    both = side_by_side(services, text, lambda caller: caller.get("/patient"), a=Say(delay=0.6))
+    both = side_by_side(services, text, lambda caller: caller.get("/patient"), a=Say(delay=0.5))
     both.agree()
     assert both.envoy.statuses == [200]
 
@@ -137,6 +137,6 @@ def test_a_connect_timeout_does_not_bound_the_answer(services: Services) -> None
         caller.get()
         caller.get()
 
-    both = side_by_side(services, policy("connectTimeout: 200ms"), traffic, a=Say(delay=0.5))
+    both = side_by_side(services, policy("connectTimeout: 150ms"), traffic, a=Say(delay=0.3))
     both.agree()
     assert both.envoy.statuses == [200, 200]
