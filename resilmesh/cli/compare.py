@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     for result in results:
         if result.costs is not None:
             print("\n" + report.cost(result, settings))
-    print(f"\n{report.notes_on_method()}\n\n{report.in_short(results)}")
+    print(f"\n{report.notes_on_method()}\n\n{report.in_short(results, lacking)}")
     if options.json is not None:
         told = report.as_json(settings, results, lacking, envoy)
         options.json.write_text(json.dumps(told, indent=2, allow_nan=False) + "\n", encoding="utf-8")

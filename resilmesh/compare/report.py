@@ -98,9 +98,10 @@ def scenario(result: Result) -> str:
     measured = list(result.planes.values())
     rows = [["", *result.planes]]
     rows += [[title, *(show(each) for each in measured)] for title, show in _rows(measured)]
-    workers = f", {what.workers} workers" if what.workers > 1 else ", 1 worker"
+    workers = f"{what.workers} workers" if what.workers > 1 else "1 worker"
     return "\n".join((
-        f"{what.name}: {what.question}", f"  {what.traffic}{workers}; policy: resilmesh/{what.policy_file}", "", table(rows), "", *_verdict(result),
+        f"{what.name}: {what.question}", f"  {what.traffic}, {workers}; policy: resilmesh/{what.policy_file}", "",
+        table(rows), *_verdict(result),
     ))
 
 
@@ -171,8 +172,8 @@ def _verdict(result: Result) -> list[str]:
     differing = [judgement for judgement in result.judgements if judgement.differs]
     count = len(result.judgements)
     if not differing:
-        return [f"  Library and sidecar: {count} figures compared, all alike within tolerance or chance."]
-    lines = [f"  Library and sidecar: {count} figures compared, {count - len(differing)} alike."]
+        return ["", f"  Library and sidecar: {count} figures compared, all alike within tolerance or chance."]
+    lines = ["", f"  Library and sidecar: {count} figures compared, {count - len(differing)} alike."]
     lines += [f"  DIFFERS  {_sentence(judgement)}" for judgement in differing]
     by_reason: dict[str, list[str]] = {}
     for judgement in differing:
@@ -190,10 +191,10 @@ def _sentence(judgement: Judgement) -> str:
     )
 
 
-def in_short(results: Sequence[Result]) -> str:
+def in_short(results: Sequence[Result], missing: Mapping[str, str]) -> str:
     """The whole comparison in a few lines."""
     judged = [(result, judgement) for result in results for judgement in result.judgements]
-    lines = ["In short"]
+    lines = ["In short", *(f"  left out   {plane}: {remedy}" for plane, remedy in missing.items())]
     if judged:
         differing = [(result, judgement) for result, judgement in judged if judgement.differs]
         lines.append(f"  behaviour  {len(judged)} figures of library and sidecar compared, {len(differing)} differ")

