@@ -52,7 +52,8 @@ class PolicyTransport:
         """What a request to a host of no service ends in, under ``outbound: REGISTRY_ONLY``."""
         library = library_of(request)
         if self._mesh.respond:
-            return replies.response(library, error.reply, {"service": None, "route": None, "attempts": 0, "endpoint": None})
+            facts = {"service": None, "route": None, "attempts": 0, "endpoint": None}
+            return replies.response(library, request.method, error.reply, facts)
         raise in_dialect(error, library, request) from None
 
     def _compare(self) -> None:

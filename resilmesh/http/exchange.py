@@ -27,15 +27,17 @@ KEPT_BYTES: Final = 64 * 1024
 KEPT_SECONDS: Final = 0.05
 
 _TIMER_SLACK: Final = 0.002
+#: What the network backend is not asked about: waiting for the pool. Of a foreign transport, everything.
+_POOL_TIMEOUT: Final = ("pool",)
+_ALL_TIMEOUTS: Final = ("pool", "connect", "read", "write")
 _NO_POOL_SLOT: Final = Answer(Verdict.IGNORED, timed_out=True)
 
 
-class Exchange:
+class Exchange(Wire):
     """What the drive loop asks for attempts, and what the transport asks for the result."""
 
     __slots__ = (
         "_address", "_clock", "_outer", "answer", "body", "call", "error", "lane", "lanes", "library", "plan", "request", "response",
-        "wire",
     )
 
     def __init__(self, lanes: Lanes, library: Library, request: Any, plan: Plan, clock: Clock) -> None:
@@ -44,17 +46,17 @@ class Exchange:
         self.request = request
         self.plan = plan
         self._clock = clock
-        self._outer = DEADLINE.get()
+        self.monotonic = clock.monotonic
+        self._outer = outer = DEADLINE.get()
         # Bytes, which nearly every body is, need no looking after.
         stream = request.stream
-        self.body = None if isinstance(stream, library.byte_stream) else RequestBody(stream)
-        self.call = Call(plan, classify.is_idempotent(request, plan), self.body is None or self.body.replayable, self._outer)
-        acts = plan.mode == "ENFORCE"
-        self.wire = Wire(
-            clock.monotonic,
-            plan.connect_timeout if acts and plan.connect_timeout is not None else INFINITY,
-            plan.idle_timeout if acts and plan.idle_timeout is not None else INFINITY,
-        )
+        self.body = body = None if isinstance(stream, library.byte_stream) else RequestBody(stream)
+        self.call = Call(plan, classify.is_idempotent(request, plan), body is None or body.replayable, outer)
+        connect, idle = plan.connect_timeout, plan.idle_timeout
+        if plan.mode != "ENFORCE":
+            connect = idle = None
+        self.connect_timeout = INFINITY if connect is None else connect
+        self.idle_timeout = INFINITY if idle is None else idle
         #: The last outcome: one of them, and how it was classified.
         self.response: Any = None
         self.error: Exception | None = None
@@ -68,39 +70,39 @@ class Exchange:
 
     def prepare(self, call: Call) -> Any:
         """The request of the next attempt: the user's own, or a copy where something must differ."""
-        endpoint = call.endpoint
-        request, wire = self.request, self.wire
+        endpoint, request = call.endpoint, self.request
         self.lane = lane = self.lanes.to(self.library, endpoint, request)
         self._address = None if endpoint is None else endpoint.address
         if call.number > 1:
             self.response = self.error = None
             if self.body is not None:
                 self.body.rewind()
-        wire.until = min(call.headers_by, call.deadline)
+        until, deadline = call.headers_by, call.deadline
+        self.until = until = until if until < deadline else deadline
         # On a shared connection a neighbour may have written our frames; a foreign transport does not tell.
-        wire.written = lane.multiplexed or lane.foreign
+        self.written = lane.multiplexed or lane.foreign
         moves = lane.rewrites and endpoint is not None
-        if wire.until == INFINITY and not moves:
+        if until == INFINITY and not moves:
             return request
         sent = object.__new__(type(request))
         sent.__dict__.update(request.__dict__)
-        sent.extensions = extensions = dict(request.extensions)
+        sent.extensions = extensions = request.extensions.copy()
         if moves:
             sent.url = request.url.copy_with(host=endpoint.host, port=endpoint.port)  # type: ignore[union-attr]  # see `moves`
             extensions.setdefault("sni_hostname", request.url.host)
-        if wire.until != INFINITY:
-            extensions["timeout"] = self._timeouts(extensions.get("timeout"), foreign=lane.foreign)
+        if until != INFINITY:
+            extensions["timeout"] = self._timeouts(extensions.get("timeout"), _ALL_TIMEOUTS if lane.foreign else _POOL_TIMEOUT)
         return sent
 
-    def _timeouts(self, own: dict[str, float | None] | None, *, foreign: bool) -> dict[str, float | None]:
-        """The client's time-outs, bounded by ours where our backend is not asked: for the pool, and all of a foreign transport."""
-        left = max(self.wire.until - self.wire.monotonic(), 0.0)
-        bounded = dict(own) if own else {}
-        for each in ("pool", "connect", "read", "write") if foreign else ("pool",):
-            limit = min(left, self.wire.idle_timeout) if each == "read" else left
-            mine = bounded.get(each)
+    def _timeouts(self, own: dict[str, float | None] | None, names: tuple[str, ...]) -> dict[str, float | None]:
+        """The client's time-outs, bounded by ours where our backend is not asked."""
+        left = self.until - self.monotonic()
+        bounded = own.copy() if own else {}
+        for name in names:
+            limit = left if name != "read" or left < self.idle_timeout else self.idle_timeout
+            mine = bounded.get(name)
             if mine is None or limit < mine:
-                bounded[each] = limit
+                bounded[name] = limit if limit > 0.0 else 0.0
         return bounded
 
     def adopt_read_body(self, sent: Any) -> None:
@@ -112,7 +114,7 @@ class Exchange:
 
     def injected(self, status: int) -> Answer:
         """A fault of attempt scope answers in place of the service."""
-        self.response, self.error = replies.response(self.library, replies.of_fault(status), {}), None
+        self.response, self.error = replies.response(self.library, self.request.method, replies.of_fault(status), {}), None
         self.answer = classify.of_injected(status)
         return self.answer
 
@@ -124,14 +126,14 @@ class Exchange:
     def failed(self, error: Exception) -> Answer:
         """The client raised. A time-out of its own that we had shortened is ours."""
         timeouts = self.library.client.TimeoutException
-        if isinstance(error, timeouts) and self.wire.monotonic() >= self.wire.until - _TIMER_SLACK:
+        if isinstance(error, timeouts) and self.monotonic() >= self.until - _TIMER_SLACK:
             waited_for_pool = isinstance(error, self.library.client.PoolTimeout)
             answer = self.limited(LimitPassed(connecting=isinstance(error, self.library.client.ConnectTimeout)))
             if waited_for_pool:
                 answer = self.answer = _NO_POOL_SLOT
             return answer
         self.error = error
-        self.answer = classify.of_error(error, self.wire.written)
+        self.answer = classify.of_error(error, self.written)
         return self._sendable_after_all(self.answer)
 
     def limited(self, limit: LimitPassed) -> Answer:
@@ -192,7 +194,7 @@ class Exchange:
         if error is None:
             raise RuntimeError(f"the engine ended a call with {step} and no error")
         if self.plan.respond or isinstance(error, InjectedFault):
-            return replies.response(self.library, replies.of_call_error(error), self.facts())
+            return replies.response(self.library, self.request.method, replies.of_call_error(error), self.facts())
         raise in_dialect(error, self.library, self.request)
 
     def _conclude_error(self) -> Any:
@@ -206,14 +208,14 @@ class Exchange:
             else:
                 reply = replies.of_client_error(error, self.call.number)
             if reply is not None:
-                return replies.response(self.library, reply, self.facts())
+                return replies.response(self.library, self.request.method, reply, self.facts())
         raise error
 
     # --------------------------------------------------------------------------------------------- body
 
     def body_begins(self) -> None:
         """The headers are there: from here on the call's own deadline bounds the wire."""
-        self.wire.until = self.call.deadline
+        self.until = self.call.deadline
 
     def body_ended(self, verdict: Verdict) -> None:
         self.call.ended(self._clock.monotonic(), self.call.number, verdict)

@@ -69,7 +69,7 @@ def _reset_reason(error: Exception) -> tuple[int, str, str] | None:
     return None
 
 
-def response(library: Library, reply: Reply, facts: dict[str, Any]) -> Any:
+def response(library: Library, method: str, reply: Reply, facts: dict[str, Any]) -> Any:
     """The response that ``reply`` is; ``facts`` are what ``response.extensions["resilmesh"]`` says besides."""
     status, body, flag, detail = reply
     headers = {"content-length": str(len(body))}
@@ -78,5 +78,6 @@ def response(library: Library, reply: Reply, facts: dict[str, Any]) -> Any:
     if "overflow" in detail:
         headers["x-envoy-overloaded"] = "true"
     extensions = {"http_version": b"HTTP/1.1", "resilmesh": {**facts, "flag": flag, "detail": detail}}
+    content = b"" if method == "HEAD" else body.encode()
     # A stream, not content: a client that streams a response may call `iter_raw()`, which refuses one that is already read.
-    return library.response(status, headers=headers, stream=library.byte_stream(body.encode()), extensions=extensions)
+    return library.response(status, headers=headers, stream=library.byte_stream(content), extensions=extensions)
