@@ -199,6 +199,7 @@ class Guard:
                         exchange = _Exchange(guard, function, args, kwargs)
                         step = exchange.failed(call, error, None)
                         if step is RETURN:
+                            exchange.pass_on(error)
                             raise
                     else:
                         call.answered(now(), 1, OK)
@@ -244,6 +245,7 @@ class Guard:
                         exchange = _AsyncExchange(guard, function, args, kwargs)
                         step = exchange.failed(call, error, limited)
                         if step is RETURN:
+                            exchange.pass_on(error)
                             raise
                     else:
                         if limited is not None:
@@ -308,26 +310,28 @@ class _Attempted:
         self._error: BaseException | None = None
 
     def failed(self, call: Call, error: BaseException, limited: Limit | None) -> Step:
-        """The inlined first attempt raised, which may be a limit's doing. RETURN: ``error`` goes on to the caller."""
-        left = error if limited is None else limited.stop(error)
+        """The inlined first attempt raised. RETURN: to be passed on."""
+        answer = self.classify(error, limited)
+        if answer is None:
+            return RETURN
         now = self._guard.now()
-        if left is None:
-            # It was our limit, whatever a clock of a test says.
-            step = call.answered(max(now, call.headers_by), call.number, _TIMED_OUT)
-        else:
-            answer = self._guard.of_error(left)
-            step = RETURN if answer is None else call.answered(now, call.number, answer)
-            if answer is None:
-                call.abandon(now)
-            if step is RETURN and left is not error:
-                raise left
-        if step is not RETURN:
-            self._error = left or error
-        return step
+        # Our own limit has passed, whatever the clock of a test says.
+        return call.answered(max(now, call.headers_by) if answer is _TIMED_OUT else now, call.number, answer)
 
-    def classify(self, error: BaseException) -> Answer | None:
-        self._error = error
-        return self._guard.of_error(error)
+    def classify(self, error: BaseException, limited: Limit | None) -> Answer | None:
+        """What an attempt is that raised, which may be a limit's doing; ``None``: the caller is going away."""
+        left = error if limited is None else limited.stop(error)
+        self._error = error if left is None else left
+        return _TIMED_OUT if left is None else self._guard.of_error(left)
+
+    def pass_on(self, error: BaseException) -> None:
+        """Before ``raise``: raises what a limit left of ``error`` where that is another exception."""
+        left, self._error = self._error, None
+        try:
+            if left is not None and left is not error:
+                raise left
+        finally:
+            del left, error  # no cycle: see outcome
 
     def injected(self, call: Call) -> Answer:
         self._error, answer = self._guard.of_fault(call)
@@ -365,14 +369,16 @@ class _Exchange(_Attempted):
             return self.injected(call)
         token = DEADLINE.set(call.deadline)
         try:
-            return self.returned(self._function(*self._args, **self._kwargs))
+            value = self._function(*self._args, **self._kwargs)
         except BaseException as error:
-            answer = self.classify(error)
+            answer = self.classify(error, None)
             if answer is None:
+                self.pass_on(error)
                 raise
             return answer
         finally:
             DEADLINE.reset(token)
+        return self.returned(value)
 
     def set_aside(self) -> None:
         """A value or an exception needs no room."""
@@ -389,34 +395,25 @@ class _AsyncExchange(_Attempted):
     async def send(self, call: Call) -> Answer:
         if call.injected is not None:
             return self.injected(call)
-        token = DEADLINE.set(call.deadline)
-        try:
-            if call.headers_by == INFINITY:
-                return self.returned(await self._function(*self._args, **self._kwargs))
-            return await self._limited(call)
-        except BaseException as error:
-            answer = self.classify(error)
-            if answer is None:
-                raise
-            return answer
-        finally:
-            unset(token)
-
-    async def _limited(self, call: Call) -> Answer:
         from resilmesh.drive.runtime import limit
 
-        limited = limit(call.headers_by - self._guard.now())
+        token = DEADLINE.set(call.deadline)
+        limited = None
         try:
+            if call.headers_by != INFINITY:
+                limited = limit(call.headers_by - self._guard.now())
             value = await self._function(*self._args, **self._kwargs)
         except BaseException as error:
-            left = limited.stop(error)
-            if left is None:
-                self._error = error
-                return _TIMED_OUT
-            if left is error:
+            answer = self.classify(error, limited)
+            if answer is None:
+                self.pass_on(error)
                 raise
-            raise left from None
-        limited.stop(None)
+            return answer
+        else:
+            if limited is not None:
+                limited.stop(None)
+        finally:
+            unset(token)
         return self.returned(value)
 
     async def set_aside(self) -> None:
