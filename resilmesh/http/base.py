@@ -46,6 +46,7 @@ class PolicyTransport:
         )
         if plan is None:
             return None
+        self._lanes.warm(library)
         return self._exchange(self._lanes, library, request, plan, self._clock)
 
     def _forbidden(self, error: Forbidden, request: Any) -> Any:

@@ -63,6 +63,11 @@ class Lanes:
         except KeyError:
             return self._open(library, endpoint, request.url.host)
 
+    def warm(self, library: Library) -> None:
+        """Make the client's own transport, which reads every CA certificate, before the first call's time begins to run."""
+        if self._foreign is None and library.name not in self._prototypes:
+            self._prototype(library)
+
     def passing(self, library: Library) -> Any:
         """The inner transport for requests that no policy applies to: nothing of ours is in it."""
         return self._foreign.inner if self._foreign is not None else self._prototype(library)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
+from typing import Any
 
 import pytest
 from http_driver import Driver, lasts, mesh_of, nothing_in_flight, policy
@@ -200,6 +201,21 @@ def test_the_deadline_is_exact_whatever_the_service_does(driver: Driver, service
     assert str(error.request.url) == URL
     assert (error.service, error.attempts) == ("svc", 1)
     assert nothing_in_flight(mesh)
+
+
+def test_making_the_clients_transport_is_not_on_the_first_calls_time(
+    driver: Driver, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = driver.library.HTTPTransport if driver.blocking else driver.library.AsyncHTTPTransport
+    make = kind.__init__
+
+    def read_certificates_slowly(self: Any, *arguments: Any, **options: Any) -> None:
+        time.sleep(0.15)
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, "__init__", read_certificates_slowly)
+    with driver.client(transport=driver.transport(mesh_of(service, timeout="140ms"))) as client:
+        assert client.get(URL).status_code == 200
 
 
 def test_the_deadline_covers_every_attempt_and_backoff(driver: Driver, service: Service) -> None:
