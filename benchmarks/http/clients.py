@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import resilmesh
 import resilmesh.http
+from benchmarks.http.floor import AsyncFloor, Floor
 
 Get = Callable[[], Any]
 GetAsync = Callable[[], Awaitable[Any]]
@@ -101,6 +102,7 @@ def sync_clients(port: int, url: str) -> dict[str, tuple[Get, Any]]:
     clients: dict[str, Any] = {
         "httpx": httpx.Client(),
         "httpx, again": httpx.Client(),
+        "floor": httpx.Client(transport=Floor()),
         "resilmesh, mode OFF": httpx.Client(transport=resilmesh.http.Transport(_mesh(port, "OFF"))),
         "resilmesh": httpx.Client(transport=resilmesh.http.Transport(_mesh(port))),
         "httpx-retries": httpx.Client(transport=RetryTransport(retry=Retry(total=TRIES - 1, backoff_factor=0.025))),
@@ -132,6 +134,7 @@ def async_clients(port: int, url: str) -> dict[str, tuple[GetAsync, Any]]:
     clients: dict[str, Any] = {
         "httpx": httpx.AsyncClient(),
         "httpx, again": httpx.AsyncClient(),
+        "floor": httpx.AsyncClient(transport=AsyncFloor()),
         "resilmesh, mode OFF": httpx.AsyncClient(transport=resilmesh.http.AsyncTransport(_mesh(port, "OFF"))),
         "resilmesh": httpx.AsyncClient(transport=resilmesh.http.AsyncTransport(_mesh(port))),
         "httpx-retries": httpx.AsyncClient(transport=RetryTransport(retry=Retry(total=TRIES - 1, backoff_factor=0.025))),
