@@ -112,11 +112,18 @@ def _cost(figure: Figure, observations: Sequence[Observation], bare: Sequence[Ob
     )
 
 
+def disturbance(found: Mapping[str, Mapping[str, Cost]]) -> float:
+    """How much bare's own median latency varied over the rounds: greatest by least, 1 on a quiet machine."""
+    own = found[BARE]["latency_p50"].value
+    return own.greatest / own.least
+
+
 def as_json(found: Mapping[str, Mapping[str, Cost]], rounds: int, calls: int) -> dict[str, Any]:
     units = {figure.name: figure.unit for figure in FIGURES}
     return {
         "rounds": rounds,
         "calls_per_round": calls,
+        "disturbance": disturbance(found),
         "units": units,
         "planes": {plane: {name: asdict(cost) for name, cost in by_name.items()} for plane, by_name in found.items()},
     }

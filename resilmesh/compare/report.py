@@ -23,6 +23,8 @@ from resilmesh.compare.traffic import CLIENT_TIMEOUT
 
 _NONE = "-"
 _WIDTH = 120
+#: From here on the variation of bare alone is larger than what is to be measured.
+_DISTURBED = 1.3
 _HEADLINES = (("latency p50", "latency_p50"), ("CPU", "cpu_pod"), ("memory", "memory_pod"), ("start", "startup_pod"))
 _UNEXPLAINED = "nothing in this policy explains it: one of the planes is wrong here, or this run was disturbed"
 #: Below this many successful calls the 99th percentile is one call's luck.
@@ -193,22 +195,30 @@ def _sentence(judgement: Judgement) -> str:
 
 def in_short(results: Sequence[Result], missing: Mapping[str, str]) -> str:
     """The whole comparison in a few lines."""
-    judged = [(result, judgement) for result in results for judgement in result.judgements]
     lines = ["In short", *(f"  left out   {plane}: {remedy}" for plane, remedy in missing.items())]
-    if judged:
-        differing = [(result, judgement) for result, judgement in judged if judgement.differs]
-        lines.append(f"  behaviour  {len(judged)} figures of library and sidecar compared, {len(differing)} differ")
-        for result in results:
-            names = [judgement.figure for each, judgement in differing if each is result]
-            if names:
-                lines.append(f"             {result.scenario.name}: {', '.join(names)}")
+    judgements = [judgement for result in results for judgement in result.judgements]
+    if judgements:
+        count = sum(judgement.differs for judgement in judgements)
+        lines.append(f"  behaviour  {len(judgements)} figures of library and sidecar compared, {count} differ")
     for result in results:
-        for plane in (LIBRARY, SIDECAR):
-            if result.costs is not None and plane in result.costs:
-                ratios = [(words, result.costs[plane][name].ratio) for words, name in _HEADLINES]
-                shown = ", ".join(f"{words} x{ratio.median:.2f}" for words, ratio in ratios if ratio is not None)
-                lines.append(f"  cost       {plane}, against bare: {shown}")
+        differing = [judgement.figure for judgement in result.judgements if judgement.differs]
+        if differing:
+            lines.append(f"             {result.scenario.name}: {', '.join(differing)}")
+    for result in results:
+        if result.costs is not None:
+            lines += [*_headlines(result.costs), *_disturbed(result.costs)]
     return "\n".join(lines)
+
+
+def _headlines(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
+    lines = []
+    for plane in (LIBRARY, SIDECAR):
+        costs = found.get(plane, {})
+        ratios = [(words, costs[name].ratio) for words, name in _HEADLINES if name in costs]
+        shown = [f"{words} x{ratio.median:.2f}" for words, ratio in ratios if ratio is not None]
+        if shown:
+            lines.append(f"  cost       {plane}, against bare: {', '.join(shown)}")
+    return lines
 
 
 def notes_on_method() -> str:
@@ -236,9 +246,17 @@ def cost(result: Result, settings: Settings) -> str:
         f"Cost: from {settings.rounds} interleaved rounds of steady, {result.scenario.traffic.calls} calls each by one worker",
         "  Medians; in brackets the ratio to bare of the same round, as least-median-greatest. The services answer at once, so the",
         "  ratios of latency are the worst case: a service that takes 20 ms makes them nearly 1. Proxy CPU is read in ticks of 10 ms.",
-        "", table(rows), "",
+        *_disturbed(result.costs), "", table(rows), "",
         *what_is_worse(result.costs),
     ))
+
+
+def _disturbed(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
+    factor = costing.disturbance(found)
+    return [] if factor < _DISTURBED else [
+        f"  DISTURBED: bare's own latency varied by x{factor:.1f} from round to round, so the machine was not quiet. Repeat this before",
+        "  you believe the ratios.",
+    ]
 
 
 def _cost_shown(cost: Cost | None, unit: str) -> str:

@@ -181,6 +181,24 @@ def test_the_summary_counts_and_names_what_differs() -> None:
     assert "sidecar, against bare: latency p50 x1.00, CPU x1.20, memory x2.28, start x1.90" in lines[4]
 
 
+def test_what_could_not_be_measured_is_left_out() -> None:
+    observed = {plane: [replace(each, client=replace(each.client, memory=None)) for each in [observation(plane, [note()] * 50)]]
+                for plane in ("bare", "library-off", "library")}
+    without = Result(BY_NAME["steady"], {plane: measure(each, BY_NAME["steady"]) for plane, each in observed.items()}, costs=costs(observed))
+    assert "memory" not in report.in_short([without], {"sidecar": "get it"})
+    assert "MiB" not in report.cost(without, Settings(SCENARIOS, rounds=1))
+    assert "left out   sidecar: get it" in report.in_short([without], {"sidecar": "get it"})
+
+
+def test_a_restless_machine_is_said_to_be_one() -> None:
+    quiet, restless = result("steady"), result("steady")
+    assert "DISTURBED" not in report.cost(quiet, Settings(SCENARIOS, rounds=2))
+    bare = [observation("bare", [note(latency=latency)] * 100) for latency in (0.001, 0.0014)]
+    restless = replace(restless, costs={**costs({"bare": bare}), "library": costs({"bare": bare})["bare"]})
+    assert "DISTURBED: bare's own latency varied by x1.4" in report.cost(restless, Settings(SCENARIOS, rounds=2))
+    assert "DISTURBED" in report.in_short([restless], {})
+
+
 def test_the_table_of_costs_is_aligned_and_says_what_is_worse() -> None:
     text = report.cost(result("steady"), Settings(SCENARIOS, rounds=2))
     lines = [line for line in text.splitlines() if "CPU of the" in line]
