@@ -63,7 +63,9 @@ class RateLimit:
     def retry_after(self, now: float) -> float:
         """Seconds until a token is there; 0 when one is."""
         self._settle(now)
-        return max(0.0, self._due - now - self._tolerance)
+        wait = self._due - now - self._tolerance
+        # The slack is not the caller's to use up: he shall find a token after this, whatever the rounding.
+        return wait + self._interval * 1e-6 if wait > 0 else 0.0
 
     def tokens(self, now: float) -> float:
         """Tokens in the bucket."""

@@ -1,0 +1,126 @@
+"""Token buckets against the bucket itself: a number of tokens that grows with time."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from resilmesh.state.ratelimit import AllOf, RateLimit
+
+
+def taken(limit, now, calls):
+    return sum(limit.take(now) for _ in range(calls))
+
+
+def test_a_bucket_starts_full():
+    assert taken(RateLimit(5, 1.0, 5), 1000.0, 8) == 5
+
+
+def test_tokens_flow_in_continuously():
+    limit = RateLimit(5, 1.0, 5)
+    taken(limit, 1000.0, 5)
+    assert not limit.take(1000.19)
+    assert limit.take(1000.2)
+    assert not limit.take(1000.2)
+    assert taken(limit, 1000.8, 9) == 3
+
+
+def test_the_bucket_holds_no_more_than_burst():
+    limit = RateLimit(10, 1.0, 3)
+    taken(limit, 1000.0, 3)
+    assert taken(limit, 2000.0, 9) == 3
+
+
+def test_a_refused_call_costs_no_token():
+    limit = RateLimit(1, 1.0, 1)
+    limit.take(1000.0)
+    for tenth in range(1, 10):
+        assert not limit.take(1000.0 + tenth / 10)
+    assert limit.take(1001.0)
+
+
+def test_retry_after_is_when_the_next_token_comes():
+    limit = RateLimit(2, 1.0, 1)
+    assert limit.retry_after(1000.0) == 0
+    limit.take(1000.0)
+    assert limit.retry_after(1000.0) == pytest.approx(0.5, abs=1e-5)
+    assert limit.retry_after(1000.4) == pytest.approx(0.1, abs=1e-5)
+    assert limit.take(1000.0 + limit.retry_after(1000.0))
+
+
+def test_a_token_of_a_limit_is_given_back_when_another_refuses():
+    wide, narrow = RateLimit(10, 1.0, 10), RateLimit(1, 1.0, 1)
+    both = AllOf([wide, narrow])
+    assert [both.take(1000.0) for _ in range(3)] == [True, False, False]
+    assert wide.tokens(1000.0) == pytest.approx(9)
+    assert both.retry_after(1000.0) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_retuned_bucket_misses_as_many_tokens_as_before():
+    limit = RateLimit(10, 1.0, 10)
+    taken(limit, 1000.0, 4)
+    limit.retune(100, 1.0, 50)
+    assert limit.tokens(1000.0) == pytest.approx(46)
+    assert taken(limit, 1000.0, 99) == 46
+
+
+def test_a_smaller_bucket_is_empty_at_worst():
+    limit = RateLimit(10, 1.0, 10)
+    taken(limit, 1000.0, 10)
+    limit.retune(10, 1.0, 2)
+    assert limit.tokens(1000.0) == pytest.approx(0)
+    assert limit.take(1000.1)
+
+
+def test_the_snapshot_names_the_figures_and_the_tokens():
+    limit = RateLimit(4, 2.0, 8)
+    limit.take(1000.0)
+    assert limit.snapshot(1000.0) == {"requests": 4, "per": 2.0, "burst": 8, "tokens": 7.0}
+
+
+figures = st.tuples(st.integers(1, 20), st.sampled_from([0.125, 0.5, 1.0, 60.0]), st.integers(1, 20))
+
+
+class RateLimitMachine(RuleBasedStateMachine):
+    @initialize(given=figures)
+    def begin(self, given):
+        self.now = Fraction(1000)
+        self.requests, self.per, self.burst = given
+        self.limit = RateLimit(*given)
+        self.tokens = Fraction(self.burst)
+
+    @rule(sixteenths=st.integers(0, 64))
+    def wait(self, sixteenths):
+        passed = Fraction(sixteenths, 16)
+        self.now += passed
+        self.tokens = min(Fraction(self.burst), self.tokens + passed * self.requests / Fraction(self.per))
+
+    @rule()
+    def take(self):
+        # A millionth of a token of slack is the limit's own; the model's figures are exact.
+        near = abs(self.tokens - 1) < Fraction(1, 10_000)
+        answer = self.limit.take(float(self.now))
+        assert near or answer == (self.tokens >= 1)
+        if answer:
+            self.tokens -= 1
+
+    @rule(given=figures)
+    def retune(self, given):
+        missing = self.burst - self.tokens
+        self.requests, self.per, self.burst = given
+        self.tokens = max(Fraction(0), self.burst - missing)
+        self.limit.retune(*given)
+        self.limit.tokens(float(self.now))  # a retune counts from the next time that anybody looks
+
+    @invariant()
+    def tokens_agree(self):
+        if hasattr(self, "limit"):
+            assert self.limit.tokens(float(self.now)) == pytest.approx(float(self.tokens), abs=1e-3)
+
+
+RateLimitMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestRateLimitMachine = RateLimitMachine.TestCase
