@@ -449,11 +449,12 @@ class Model:
     def decide(self, now):
         chosen, permits = self.settings, self.settings.half_open_permits
         failures, slow = (sum(each[which] for each in self.answers) for which in (0, 1))
-        if failures and chosen.failure_rate is not None and 100 * failures / permits >= chosen.failure_rate:
-            self.trip(now)
-        elif failures and chosen.failure_rate is None and chosen.consecutive is not None:
-            self.trip(now)
-        elif slow and chosen.slow_rate is not None and 100 * slow / permits >= chosen.slow_rate:
+        opens = [
+            failures and chosen.failure_rate is not None and 100 * failures / permits >= chosen.failure_rate,
+            failures and chosen.failure_rate is None and chosen.consecutive is not None,
+            slow and chosen.slow_rate is not None and 100 * slow / permits >= chosen.slow_rate,
+        ]
+        if any(opens):
             self.trip(now)
         elif len(self.answers) >= permits:
             self.state, self.results = "CLOSED", []
