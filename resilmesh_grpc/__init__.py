@@ -1,0 +1,1 @@
+"""The gRPC adapter. Not there yet: a policy with `protocol: GRPC` is refused until it is."""
