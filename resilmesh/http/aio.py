@@ -47,7 +47,7 @@ class AsyncExchange(Exchange):
             return self.injected(call.injected)
         sent = self.prepare(call)
         lane, outer = self.lane, CURRENT.get()
-        CURRENT.set(self.wire)
+        CURRENT.set(self)
         try:
             if lane.foreign or lane.multiplexed or (self.body is not None and self.body.runs_code):
                 response = await self.within(lane.inner.handle_async_request(sent))
@@ -75,10 +75,9 @@ class AsyncExchange(Exchange):
         """Await, up to the limits of the wire. anyio's scope and not a native cancellation, which httpcore's shields do not stop."""
         from anyio import CancelScope, current_time
 
-        wire = self.wire
-        left = wire.until - wire.monotonic()
-        idle = wire.idle_timeout < left
-        with CancelScope(deadline=current_time() + min(left, wire.idle_timeout)):
+        left = self.until - self.monotonic()
+        idle = self.idle_timeout < left
+        with CancelScope(deadline=current_time() + min(left, self.idle_timeout)):
             return await awaitable
         raise LimitPassed(idle=idle)
 
@@ -86,8 +85,8 @@ class AsyncExchange(Exchange):
         response = self.response
         if response is None or self.answer.complete:
             return
-        content, whole = bytearray(), False
-        self.wire.until = self.keep_until()
+        content, whole, broken_off = bytearray(), False, True
+        self.until = self.keep_until()
         parts = aiter(response.stream)
         try:
             while True:
@@ -97,23 +96,23 @@ class AsyncExchange(Exchange):
                 if self.lane.foreign:
                     break
                 # To end the clients' nested generators in order, their next read is made to fail.
-                self.wire.until = -INFINITY
+                self.until = -INFINITY
         except StopAsyncIteration:
-            whole = len(content) <= KEPT_BYTES
-        except (Exception, LimitPassed):  # noqa: S110  # the rest is lost, and it was only being kept
-            pass
+            whole, broken_off = len(content) <= KEPT_BYTES, False
+        except (Exception, LimitPassed):
+            broken_off = False  # the rest is lost, and it was only being kept
         finally:
             if hasattr(parts, "aclose"):
                 await parts.aclose()
-            await self.free(response.stream, whole=whole)
+            await self.free(response.stream, whole=whole, broken_off=broken_off)
         self.keep(bytes(content[:KEPT_BYTES]), whole=whole)
 
     async def part(self, advance: Callable[[], Awaitable[bytes]]) -> bytes:
         """The next part of a response body, within the limits of the wire."""
-        wire, lane, outer = self.wire, self.lane, CURRENT.get()
-        CURRENT.set(wire)
+        lane, outer = self.lane, CURRENT.get()
+        CURRENT.set(self)
         try:
-            if (lane.foreign or lane.multiplexed) and (wire.until != INFINITY or wire.idle_timeout != INFINITY):
+            if (lane.foreign or lane.multiplexed) and (self.until != INFINITY or self.idle_timeout != INFINITY):
                 return await self.within(advance())  # type: ignore[no-any-return]  # it gives what it awaits
             return await advance()
         finally:

@@ -28,6 +28,8 @@ _SLICE = 16 * 1024
 #: The least that is left to a TLS handshake: 0 would make a socket non-blocking, which is not a time-out.
 _INSTANT = 0.001
 
+_TORN = "an earlier request was cut short in the middle of a frame"
+
 
 class LimitPassed(BaseException):
     """A limit of ours ended an operation. ``connecting``: before there was a connection. ``idle``: by idleTimeout."""
@@ -39,20 +41,22 @@ class LimitPassed(BaseException):
 
 
 class Wire:
-    """What a transport tells the backend about the attempt at hand, and what the backend tells it back."""
+    """What a transport tells the backend about the attempt at hand, and what the backend tells it back.
+
+    The base of the exchange, which fills it in: an object less for each call.
+    """
 
     __slots__ = ("connect_timeout", "idle_timeout", "monotonic", "until", "written")
 
-    def __init__(self, monotonic: Callable[[], float], connect_timeout: float, idle_timeout: float) -> None:
-        self.monotonic = monotonic
-        #: Seconds to connect, TLS included; ``inf`` when the policy does not say.
-        self.connect_timeout = connect_timeout
-        #: Seconds without a byte of the response; likewise.
-        self.idle_timeout = idle_timeout
-        #: Absolute end of the attempt, and once there are headers of the call.
-        self.until = INFINITY
-        #: Whether a byte of the request may have left.
-        self.written = False
+    monotonic: Callable[[], float]
+    #: Seconds to connect, TLS included; ``inf`` when the policy does not say.
+    connect_timeout: float
+    #: Seconds without a byte of the response; likewise.
+    idle_timeout: float
+    #: Absolute end of the attempt, and once there are headers of the call.
+    until: float
+    #: Whether a byte of the request may have left.
+    written: bool
 
     def left(self) -> float:
         """Seconds that remain, more than none. Raises ``LimitPassed``."""
@@ -111,10 +115,6 @@ class _Stream:
             return self._proof[1]
         return server_hostname
 
-    def _refuse_if_torn(self) -> None:
-        if self.torn:
-            raise self._core.WriteError("an earlier request was cut short in the middle of a frame")
-
 
 class Stream(_Stream):
     """A blocking connection."""
@@ -144,20 +144,22 @@ class Stream(_Stream):
             # Usually the limit has passed and `left` says so; a timer that was a hair early leaves a rest to wait.
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._refuse_if_torn()
         wire = CURRENT.get()
-        if wire is None:
+        if wire is None or not buffer:
             self._inner.write(buffer, timeout)
             return
+        if self.torn:
+            raise self._core.WriteError(_TORN)
         wire.written = True
-        # httpcore waits anew for each part that the socket takes, so a part must be one that it takes whole.
-        size = _SLICE if wire.until != INFINITY else len(buffer) or 1
-        view = memoryview(buffer)
         ours = False
         try:
-            for start in range(0, len(view), size):
+            if wire.until == INFINITY:
+                self._inner.write(buffer, timeout)
+                return
+            # httpcore waits anew for each part that the socket takes, so a part must be one that it takes whole.
+            for start in range(0, len(buffer), _SLICE):
                 bound, ours = wire.bound(timeout)
-                self._inner.write(view[start : start + size], bound)
+                self._inner.write(buffer if len(buffer) <= _SLICE else memoryview(buffer)[start : start + _SLICE], bound)
         except BaseException as error:
             self.torn = True
             if ours and isinstance(error, self._core.TimeoutException):
@@ -274,13 +276,16 @@ class AsyncStream(_Stream):
                     raise LimitPassed(idle=True) from None
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._refuse_if_torn()
         wire = CURRENT.get()
+        if wire is None or not buffer:
+            await self._inner.write(buffer, timeout)
+            return
+        if self.torn:
+            raise self._core.WriteError(_TORN)
+        wire.written = True
         ours = False
         try:
-            if wire is not None:
-                wire.written = True
-                timeout, ours = wire.bound(timeout)
+            timeout, ours = wire.bound(timeout)
             await self._inner.write(buffer, timeout)
         except BaseException as error:
             self.torn = True

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from resilmesh.engine.verdict import NO_VERDICT, Answer, Verdict, mask
+from resilmesh.engine.verdict import NO_VERDICT, Answer, Verdict, mask, of_status
 
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
@@ -39,18 +39,8 @@ _RATE_LIMITED: Final = mask("envoy-ratelimited")
 _REFUSED_STREAM: Final = 7
 
 
-def _status(status: int) -> tuple[Verdict, int]:
-    if status == 429:
-        return Verdict.THROTTLED, 0
-    if status in (502, 503, 504):
-        return Verdict.FAILURE, mask("5xx", "gateway-error")
-    if status >= 500:
-        return Verdict.FAILURE, mask("5xx")
-    return Verdict.SUCCESS, mask("retriable-4xx") if status == 409 else 0
-
-
-_OPEN: Final = {status: Answer(*_status(status), status, complete=False) for status in range(100, 600)}
-_COMPLETE: Final = {status: Answer(*_status(status), status) for status in range(100, 600)}
+_OPEN: Final = {status: Answer(*of_status(status), status, complete=False) for status in range(100, 600)}
+_COMPLETE: Final = {status: Answer(*of_status(status), status) for status in range(100, 600)}
 
 
 def of_response(response: Any, clock: Clock) -> Answer:
@@ -59,7 +49,7 @@ def of_response(response: Any, clock: Clock) -> Answer:
     complete = response.is_closed
     answer = (_COMPLETE if complete else _OPEN).get(status)
     if answer is None:  # a status that no standard knows
-        answer = Answer(*_status(status), status, complete=complete)
+        answer = Answer(*of_status(status), status, complete=complete)
     if status < 400:
         return answer
     headers = response.headers
@@ -72,7 +62,7 @@ def of_response(response: Any, clock: Clock) -> Answer:
 
 def of_injected(status: int) -> Answer:
     """The answer of an attempt that a fault of the policy answered with ``status``."""
-    return Answer(*_status(status), status, injected=True)
+    return Answer(*of_status(status), status, injected=True)
 
 
 def of_limit(limit: LimitPassed) -> Answer:

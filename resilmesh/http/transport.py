@@ -47,7 +47,7 @@ class SyncExchange(Exchange):
             return self.injected(call.injected)
         sent = self.prepare(call)
         lane, outer = self.lane, CURRENT.get()
-        CURRENT.set(self.wire)
+        CURRENT.set(self)
         try:
             response = lane.inner.handle_request(sent)
         except LimitPassed as limit:
@@ -72,9 +72,9 @@ class SyncExchange(Exchange):
         response = self.response
         if response is None or self.answer.complete:
             return
-        content, whole, outer = bytearray(), False, CURRENT.get()
-        self.wire.until = self.keep_until()
-        CURRENT.set(self.wire)
+        content, whole, broken_off, outer = bytearray(), False, True, CURRENT.get()
+        self.until = self.keep_until()
+        CURRENT.set(self)
         try:
             for chunk in response.stream:
                 content += chunk
@@ -82,11 +82,12 @@ class SyncExchange(Exchange):
                     break
             else:
                 whole = True
-        except (Exception, LimitPassed):  # noqa: S110  # the rest is lost, and it was only being kept
-            pass
+            broken_off = False
+        except (Exception, LimitPassed):
+            broken_off = False  # the rest is lost, and it was only being kept
         finally:
             CURRENT.set(outer)
-            self.free(response.stream, whole=whole)
+            self.free(response.stream, whole=whole, broken_off=broken_off)
         self.keep(bytes(content[:KEPT_BYTES]), whole=whole)
 
     def free(self, stream: Any, *, whole: bool = False, broken_off: bool = False) -> None:
@@ -124,10 +125,9 @@ class Body:
 
     def __iter__(self) -> Iterator[bytes]:
         exchange, chunks = self._exchange, iter(self._stream)
-        wire = exchange.wire
         while True:
             outer = CURRENT.get()
-            CURRENT.set(wire)
+            CURRENT.set(exchange)
             try:
                 chunk = next(chunks)
             except StopIteration:

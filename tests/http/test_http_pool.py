@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from types import ModuleType
 from typing import Any
 
@@ -87,7 +88,10 @@ def test_a_connection_that_nothing_uses_is_taken_out(driver: Driver, service: Se
 
 def test_bytes_written_are_known(library: ModuleType, service: Service) -> None:
     core = core_of(library)
-    wire = Wire(lambda: 0.0, float("inf"), float("inf"))
+    wire = Wire()
+    wire.monotonic = time.monotonic
+    wire.until = wire.connect_timeout = wire.idle_timeout = float("inf")
+    wire.written = False
     token = CURRENT.set(wire)
     try:
         stream = Backend(core.SyncBackend(), core, ("127.0.0.1", service.port)).connect_tcp("nowhere.test", 1)
