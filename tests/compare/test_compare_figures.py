@@ -182,9 +182,10 @@ def test_the_summary_counts_and_names_what_differs() -> None:
 
 
 def test_what_could_not_be_measured_is_left_out() -> None:
-    observed = {plane: [replace(each, client=replace(each.client, memory=None)) for each in [observation(plane, [note()] * 50)]]
-                for plane in ("bare", "library-off", "library")}
-    without = Result(BY_NAME["steady"], {plane: measure(each, BY_NAME["steady"]) for plane, each in observed.items()}, costs=costs(observed))
+    whole = observation("bare", [note()] * 50)
+    round_ = replace(whole, client=replace(whole.client, memory=None))
+    observed = {plane: [replace(round_, plane=plane)] for plane in ("bare", "library-off", "library")}
+    without = Result(BY_NAME["steady"], {}, costs=costs(observed))
     assert "memory" not in report.in_short([without], {"sidecar": "get it"})
     assert "MiB" not in report.cost(without, Settings(SCENARIOS, rounds=1))
     assert "left out   sidecar: get it" in report.in_short([without], {"sidecar": "get it"})
