@@ -66,11 +66,12 @@ def _path(path: PathMatch) -> Json:
         return {"path": path.exact}
     if path.prefix is not None:
         return {"prefix": path.prefix}
-    return {"safe_regex": {"regex": path.regex}}
+    return _regex(path.regex or "")
 
 
 def _regex(pattern: str) -> Json:
-    return {"safe_regex": {"regex": pattern}}
+    # Envoy refuses the empty expression, which matches the empty value.
+    return {"safe_regex": {"regex": pattern or "()"}}
 
 
 def _grpc_path(grpc: GrpcMatch) -> str:

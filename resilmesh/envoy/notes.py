@@ -43,11 +43,11 @@ def notes_on(policy: Policy) -> list[Note]:
     return list(dict.fromkeys(found))
 
 
-def _in_block(block: Block, path: Path, *, written_only: bool = False) -> Iterator[Note]:
+def _in_block(block: Block, path: Path) -> Iterator[Note]:
     """Differences of the fields that are written, and of blocks that are in force without being written."""
     for name, info in type(block).model_fields.items():
         value = getattr(block, name)
-        if value is None or (name not in block.model_fields_set and (written_only or not isinstance(value, Block))):
+        if value is None or (name not in block.model_fields_set and not isinstance(value, Block)):
             continue
         where = (*path, info.alias or name)
         metadata: Any = info.json_schema_extra
@@ -57,17 +57,17 @@ def _in_block(block: Block, path: Path, *, written_only: bool = False) -> Iterat
             yield Note(where, _words(where), "library-only", "not enforced by this version, and not exported")
         elif differs:
             yield Note(where, _words(where), envoy["fidelity"], envoy["difference"])
-        # Below what Envoy does not have, there is nothing more to say; below an approximation, only what is written.
-        if not differs or envoy["fidelity"] == "approximate":
-            yield from _below(value, where, written_only=differs)
+        # Below what Envoy does not have at all there is nothing more to say.
+        if not (differs and envoy["fidelity"] == "library-only"):
+            yield from _below(value, where)
 
 
-def _below(value: Any, path: Path, *, written_only: bool) -> Iterator[Note]:
+def _below(value: Any, path: Path) -> Iterator[Note]:
     if isinstance(value, Block):
-        yield from _in_block(value, path, written_only=written_only)
+        yield from _in_block(value, path)
     elif isinstance(value, list):
         for index, each in enumerate(value):
-            yield from _below(each, (*path, index), written_only=written_only)
+            yield from _below(each, (*path, index))
 
 
 def _words(path: Path) -> str:
@@ -109,6 +109,11 @@ def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
             "the route has a cluster of its own in Envoy, so its ejections and its retry budget are counted apart from the service's",
         )
     outlier = blocks.outlier_detection
+    if outlier is not None and blocks.retries is not None and blocks.retries.max_retries:
+        yield Note(
+            blocks.origin["outlier_detection"], "outlierDetection", "approximate",
+            "when a retry finds no healthy endpoint, the library gives back the last answer; Envoy answers 503 'no healthy upstream'",
+        )
     if outlier is not None and outlier.max_ejection_percent % 1:
         yield Note(
             (*blocks.origin["outlier_detection"], "maxEjectionPercent"), "outlierDetection.maxEjectionPercent", "approximate",

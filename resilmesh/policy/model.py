@@ -112,7 +112,10 @@ class CallBlocks(Block):
         ),
         unit="duration", gt=0,
     )
-    retries: Retries | None = field("Which attempts are repeated.", None, envoy=maps_to("route.retry_policy"))
+    retries: Retries | None = field(
+        "Which attempts are repeated.", None,
+        envoy=approximates("route.retry_policy", "A body that is streamed, such as a generator, is repeated by Envoy, which buffers it."),
+    )
     circuit_breaker: CircuitBreaker | None = field(
         "Stops calling what fails.", None, envoy=NO_BREAKER, scope=_BY_LEVEL,
     )

@@ -22,7 +22,7 @@ def test_nothing_to_say() -> None:
 mesh: {{mode: ENFORCE, localReplies: RESPOND, outbound: REGISTRY_ONLY}}
 services:
 - {{name: a, {ENDPOINT}, connectTimeout: 1s, rateLimit: {{requests: 5}}, loadBalancer: RANDOM, outlierDetection: {{interval: 1s}},
-   retries: {{retryOn: [5xx], retryAfter: null}}, fault: {{abort: {{httpStatus: 503}}, scope: CALL}}}}
+   fault: {{abort: {{httpStatus: 503}}, scope: CALL}}}}
 """) == []
 
 
@@ -34,10 +34,12 @@ def test_a_difference_is_the_models_own_words() -> None:
 
 
 def test_a_block_that_is_in_force_without_being_written() -> None:
-    assert blocks(f"services: [{{name: a, {ENDPOINT}, retries: {{retryOn: [5xx]}}}}]") == [("retries.retryAfter", "approximate")]
+    assert blocks(f"services: [{{name: a, {ENDPOINT}, retries: {{retryOn: [5xx]}}}}]") == [
+        ("retries", "approximate"), ("retries.retryAfter", "approximate"),
+    ]
 
 
-def test_what_stands_below_an_approximation_only_if_it_is_written() -> None:
+def test_a_value_that_is_not_written_is_not_reported() -> None:
     assert blocks(f"defaults: {{retryBudget: {{ttl: 5s}}}}\nservices: [{{name: a, {ENDPOINT}}}]") == [
         ("retryBudget", "approximate"), ("retryBudget.ttl", "library-only"),
     ]
@@ -69,12 +71,14 @@ services:
   outlierDetection: {maxEjectionPercent: 33.3}
   routes:
   - {name: r, rateLimit: [{requests: 1}, {requests: 2}], concurrency: {maxRequests: 1}}
-  - {name: s, match: {path: /s}}
+  - {name: s, match: {path: /s}, retries: {retryOn: [5xx], retryAfter: null}}
 - {name: b, hosts: [b.test]}
 """)
     assert found == [
-        ("concurrency.maxRequests", "approximate"), ("endpoints.address", "approximate"), ("rateLimit", "approximate"),
-        ("concurrency", "approximate"), ("outlierDetection.maxEjectionPercent", "approximate"), ("endpoints", "approximate"),
+        ("concurrency.maxRequests", "approximate"), ("retries", "approximate"), ("endpoints.address", "approximate"),
+        ("rateLimit", "approximate"),
+        ("concurrency", "approximate"), ("outlierDetection.maxEjectionPercent", "approximate"), ("outlierDetection", "approximate"),
+        ("endpoints", "approximate"),
     ]
 
 

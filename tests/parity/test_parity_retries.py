@@ -226,6 +226,14 @@ def test_the_same_body_is_sent_again(services: Services) -> None:
     assert [each.body == body for each in both.envoy.seen["a"]] == [True, True]
 
 
+@covers("CallBlocks.retries")
+def test_difference_only_envoy_can_repeat_a_stream(services: Services) -> None:
+    text = policy("{maxRetries: 1, retryOn: [5xx]}")
+    both = side_by_side(services, text, lambda caller: caller.send("PUT", content=iter([b"one", b"two"])), a=[status(503), OK])
+    assert (both.library.statuses, both.library.attempts) == ([503], 1)
+    assert (both.envoy.statuses, [each.body for each in both.envoy.seen["a"]]) == ([200], [b"onetwo", b"onetwo"])
+
+
 @covers("Retries.backoff", "Backoff.base")
 def test_backoff_base(services: Services) -> None:
     """Before the first retry a time in [0, base)."""

@@ -91,7 +91,7 @@ def test_query(services: Services) -> None:
         "{path: /e, query: {a: One}}", "{path: /p, query: {a: {prefix: ab}}}", "{path: /s, query: {a: {suffix: yz}}}",
         "{path: /r, query: {a: {regex: 'v[0-9]'}}}", "{path: /there, query: {a: {present: true}}}",
         "{path: /not, query: {a: {present: false}}}", "{path: /two, query: {a: '1', b: '2'}}",
-        "{path: /coded, query: {a: 'x%20y'}}", "{path: /empty, query: {a: ''}}",
+        "{path: /coded, query: {a: 'x%20y'}}", "{path: /empty, query: {a: ''}}", "{path: /regex, query: {a: {regex: ''}}}",
     ], [
         (get("/e?a=One"), 0), (get("/e?b=1&a=One"), 0), (get("/e?a=one"), None), (get("/e"), None), (get("/e?a=Two&a=One"), None),
         (get("/e?a=One&a=Two"), 0),
@@ -101,6 +101,7 @@ def test_query(services: Services) -> None:
         (get("/two?b=2&a=1"), 6), (get("/two?a=1"), None),
         # As it is sent, escapes and all.
         (get("/coded?a=x%20y"), 7), (get("/e?%61=One"), None), (get("/empty?a="), 8), (get("/empty?a"), 8), (get("/empty"), None),
+        (get("/regex?a="), 9), (get("/regex?a=1"), None), (get("/regex"), None),
     ])
 
 
