@@ -108,6 +108,8 @@ class Block(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=camel_case, populate_by_name=True, strict=True, allow_inf_nan=False,
         protected_namespaces=(),
+        # Without it every block builds a validator of its own, which only the whole policy needs.
+        defer_build=True,
     )
 
     @model_validator(mode="before")
