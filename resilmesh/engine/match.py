@@ -46,6 +46,7 @@ class Matcher:
                 self._add(host.lower(), index)
 
     def _add(self, host: str, index: int) -> None:
+        host = host.replace("[", "").replace("]", "")  # clients name an IPv6 host without them
         if host == "*":
             self._any = index
         elif host.startswith("*."):
