@@ -30,7 +30,8 @@ def test_mode_is_above_the_fault(mode):
 
 @pytest.mark.parametrize(("mesh", "service", "route", "works"), [
     ("OFF", "ENFORCE", "ENFORCE", None), ("ENFORCE", "OFF", "OBSERVE", None), ("OBSERVE", "ENFORCE", "OFF", None),
-    ("OBSERVE", "ENFORCE", "ENFORCE", "OBSERVE"), ("ENFORCE", "ENFORCE", "OBSERVE", "OBSERVE"), ("ENFORCE", "ENFORCE", "ENFORCE", "ENFORCE"),
+    ("OBSERVE", "ENFORCE", "ENFORCE", "OBSERVE"), ("ENFORCE", "ENFORCE", "OBSERVE", "OBSERVE"),
+    ("ENFORCE", "ENFORCE", "ENFORCE", "ENFORCE"),
 ])
 def test_the_weakest_mode_works(mesh, service, route, works):
     world = World(f"mode: {service}\nroutes: [{{name: r, mode: {route}}}]\n", mesh=f"mode: {mesh}")
