@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -21,18 +23,21 @@ PROGRAMS = {
 }
 
 
-def _sampler(program: str) -> Sampler:
+def _sampler(program: str, environment: dict[str, str]) -> Sampler:
     def sample() -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", program], check=True)
+        subprocess.run([sys.executable, "-c", program], check=True, env=environment)
         return (time.perf_counter() - start) * 1e3
 
     return sample
 
 
 def measure(rounds: int, rng: random.Random) -> dict[str, Any]:
-    """Milliseconds from start to end of a process."""
-    samples = interleave({name: _sampler(program) for name, program in PROGRAMS.items()}, rounds, rng)
+    """Milliseconds from start to end of a process, with everything compiled, as pip leaves it."""
+    with tempfile.TemporaryDirectory() as compiled:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment["PYTHONPYCACHEPREFIX"] = compiled
+        samples = interleave({name: _sampler(program, environment) for name, program in PROGRAMS.items()}, rounds, rng)
     spent = {name: Spread.of(over(samples, name, "bare")) for name in PROGRAMS if name != "bare"}
     return {
         "bare_ms": statistics.median(samples["bare"]),
