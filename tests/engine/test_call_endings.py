@@ -119,7 +119,8 @@ def test_a_probe_succeeds_at_commit(observed):
 @pytest.mark.parametrize("observed", [True, False])
 def test_slow_call_time_ends_at_commit(observed):
     world = World(
-        "circuitBreaker: {failureRateThreshold: null, slowCallRateThreshold: 50, slowCallDurationThreshold: 1s, slidingWindow: {size: 4}}\n",
+        "circuitBreaker: {failureRateThreshold: null, slowCallRateThreshold: 50, slowCallDurationThreshold: 1s,"
+        " slidingWindow: {size: 4}}\n",
         observed=observed,
     )
     for seconds in (0.5, 1.0):
@@ -176,7 +177,7 @@ def test_a_delay_longer_than_one_try_is_a_time_out_that_is_retried():
         "retries: {maxRetries: 1, retryOn: [gateway-error], perTryTimeout: 1s, idempotent: true, backoff: {base: 1ms}}\n"
         "fault: {delay: {fixedDelay: 5s}, scope: ATTEMPT}\n"
     )
-    call, step = world.start()
+    call, _ = world.start()
     assert call.wake_at == world.now + 1
     world.clock.advance(1)
     assert call.woke(world.now) is SLEEP, "the backoff before the second"
@@ -341,9 +342,8 @@ def test_an_observer_that_raises_breaks_no_call_and_is_dropped(caplog):
 # ------------------------------------------------------------------------------- the nine questions, on calls
 
 
-def probing(more=""):
-    world = World(BREAKER + more)
-    return world
+def probing():
+    return World(BREAKER)
 
 
 def state(world):
