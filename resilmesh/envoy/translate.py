@@ -104,7 +104,8 @@ def _claimed(of_service: dict[int, list[Json]], claim: Claim) -> list[Json]:
 
 
 def _unclaimed(policy: Policy, routes: Routes) -> Json:
-    if policy.mesh.outbound == "ALLOW_ANY":
+    # The kill switch opens the registry too.
+    if policy.mesh.outbound == "ALLOW_ANY" or policy.mesh.mode != "ENFORCE":
         return routes.passthrough()
     # What Istio's BlackHoleCluster answers: 502 and no body.
     return {"match": {"prefix": "/"}, "direct_response": {"status": 502}}

@@ -176,6 +176,36 @@ def test_any_host(services: Services) -> None:
     assert (both.envoy.statuses, both.envoy.attempts) == ([207], 1)
 
 
+@pytest.mark.parametrize("mode", ["OBSERVE", "OFF"])
+@covers("MeshBlock.outbound")
+def test_registry_only_is_enforced_only_in_enforce(services: Services, mode: str) -> None:
+    text = f"apiVersion: resilmesh/v1\nmesh: {{outbound: REGISTRY_ONLY, mode: '{mode}'}}"
+    both = side_by_side(services, text, lambda caller: caller.get(host=services["a"].address))
+    both.agree()
+    assert (both.envoy.statuses, both.envoy.attempts) == ([200], 1)
+
+
+@covers("Service.hosts", "CallBlocks.concurrency", "CallBlocks.timeout")
+def test_a_service_without_endpoints_has_every_limit_too(services: Services) -> None:
+    text = f"""
+apiVersion: resilmesh/v1
+services:
+- name: svc
+  hosts: ["127.0.0.1:{services["a"].port}"]
+  timeout: 700ms
+  concurrency: {{maxRequests: 2}}
+  routes: [{{name: slow, match: {{path: /slow}}, timeout: 200ms, concurrency: null}}]
+"""
+
+    def traffic(caller: Caller) -> None:
+        caller.together(3, host=services["a"].address)
+        caller.get("/slow", host=services["a"].address)
+
+    both = side_by_side(services, text, traffic, a=Say(delay=0.4))
+    both.agree(in_any_order=True)
+    assert sorted(both.envoy.statuses) == [200, 200, 503, 504]
+
+
 @covers("Service.hosts")
 def test_a_host_for_everything_else(services: Services) -> None:
     text = """
