@@ -44,11 +44,16 @@ class Attempt:
     def __enter__(self) -> Attempt:
         call = self._call
         if call is not None:
-            self._token = DEADLINE.set(call.deadline)
-            if self._interruptible and call.headers_by != INFINITY:
-                from resilmesh.drive.runtime import limit
+            outer = DEADLINE.get()
+            try:
+                self._token = DEADLINE.set(call.deadline)
+                if self._interruptible and call.headers_by != INFINITY:
+                    from resilmesh.drive.runtime import limit
 
-                self._limit = limit(call.headers_by - self._guard.now())
+                    self._limit = limit(call.headers_by - self._guard.now())
+            except BaseException:  # a KeyboardInterrupt: there will be no __exit__
+                DEADLINE.set(outer)
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
@@ -209,5 +214,6 @@ class _Loop:
             self._call.abandon(self._guard.now())
 
     def __del__(self) -> None:
-        if self._call is not None and not self._call.over:
-            self._call.orphan()
+        call = getattr(self, "_call", None)  # an interrupt may have come before there was one
+        if call is not None and not call.over:
+            call.orphan()

@@ -186,7 +186,8 @@ class Guard:
             if plan is None:
                 return function(*args, **kwargs)
             now = guard.now
-            call = Call(plan, guard.idempotent, True, DEADLINE.get())
+            outer = DEADLINE.get()
+            call = Call(plan, guard.idempotent, True, outer)
             try:
                 step = call.start(now())
                 if step is not SEND or call.injected is not None or judges_results:
@@ -210,6 +211,7 @@ class Guard:
                 return exchange.run(call, step)
             except BaseException:
                 call.abandon(now())  # which does nothing to a call that is over
+                DEADLINE.set(outer)  # an interrupt may have come before its token was stored
                 raise
 
         return guarded
@@ -367,8 +369,9 @@ class _Exchange(_Attempted):
     def send(self, call: Call) -> Answer:
         if call.injected is not None:
             return self.injected(call)
-        token = DEADLINE.set(call.deadline)
+        outer = DEADLINE.get()
         try:
+            DEADLINE.set(call.deadline)
             value = self._function(*self._args, **self._kwargs)
         except BaseException as error:
             answer = self.classify(error, None)
@@ -377,7 +380,7 @@ class _Exchange(_Attempted):
                 raise
             return answer
         finally:
-            DEADLINE.reset(token)
+            DEADLINE.set(outer)
         return self.returned(value)
 
     def set_aside(self) -> None:

@@ -49,7 +49,7 @@ from resilmesh.errors import (
     Rejected,
 )
 from resilmesh.state.concurrency import Ticket
-from resilmesh.state.stats import BOUNDS
+from resilmesh.state.stats import BOUNDS, bucket
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ class Call:
             if breaker is not None:
                 breaker.success(self._permit, now, now - self._sent_at)  # type: ignore[arg-type]  # set in start
             seconds = now - self._began
-            bucket = 0 if seconds <= _FIRST_BOUND else bisect_left(BOUNDS, seconds)
+            at = 0 if seconds <= _FIRST_BOUND else bisect_left(BOUNDS, seconds)
             endpoint = self.endpoint
             if endpoint is not None and (endpoint.server_errors or endpoint.gateway_failures or endpoint.local_failures):
                 self._balancer.detector.success(endpoint)  # type: ignore[union-attr]  # an endpoint came from it
@@ -346,7 +346,7 @@ class Call:
             self._phase = _OVER
             stats = plan.stats
             stats.succeeded_seconds += seconds
-            stats.succeeded[bucket] += 1
+            stats.succeeded[at] += 1
             if endpoint is not None:
                 endpoint.in_flight -= 1
             gate = self._gate
@@ -500,13 +500,15 @@ class Call:
         self._phase = _OVER
         if phase == _OVER:
             return
+        mine = phase != _NEW and self._born == _generation
+        if mine:
+            self.plan.stats.abandoned += 1
         self.error = CallError("the call was abandoned", service=self.plan.service, route=self.plan.route, attempts=self.number)
-        if phase == _NEW or self._born != _generation:
+        if not mine:
             return
         if phase == _QUEUED and self._gate is None and self.plan.concurrency is not None:
             self.plan.concurrency.give_up(self._ticket)
         self._release()
-        self.plan.stats.abandoned += 1
         self._tell(now, "call_abandoned")
 
     def orphan(self) -> None:
@@ -519,19 +521,21 @@ class Call:
         return self._phase == _OVER
 
     def _finish(self, now: float, verdict: Verdict) -> None:
-        phase = self._phase
-        self._phase = _OVER
-        if phase == _OVER:
-            return
         self._release()
         seconds = now - self._began
-        stats = self.plan.stats
+        stats, at = self.plan.stats, bucket(seconds)
+        # Whoever sets the phase counts the call, in one go: an interrupt before this line leaves it to `abandon`.
+        if self._phase == _OVER:
+            return
+        self._phase = _OVER
         if verdict is _SUCCESS:
-            stats.success(seconds)
+            stats.succeeded_seconds += seconds
+            stats.succeeded[at] += 1
         elif verdict is _IGNORED:
             stats.ignored += 1
         else:
-            stats.failure(seconds)
+            stats.failed_seconds += seconds
+            stats.failed[at] += 1
         self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
 
     def _enter(self, phase: int) -> bool:
@@ -549,17 +553,21 @@ class Call:
     def _release(self) -> None:
         """Give back what the call holds: slot, permit, endpoint. The one place for it, but for the end of ``answered``.
 
-        Two threads may come at once, an interrupt may strike at any call: so each is taken off the call before it is given back.
+        Two threads may come at once, an interrupt may strike at any call: so each is taken off the call and given back
+        with no call in between, and may be asked for again.
         """
-        gate, self._gate = self._gate, None
+        gate = self._gate
         if gate is not None:
-            gate.leave()
+            self._gate = None
+            gate.in_flight -= 1  # Concurrency.leave, inlined
+            if gate.queue:
+                gate.hand_out()
         breaker = self.plan.breaker
         if breaker is not None:
             permit = getattr(self, "_permit", None)
             if permit is not None:
-                self._permit = None
                 breaker.release(permit)  # idempotent
+                self._permit = None
         self._leave_endpoint()
 
     def _leave_endpoint(self, *, tried: bool = False) -> None:
@@ -576,21 +584,27 @@ class Call:
 
     def _raise(self, now: float, error: CallError, *, counted: str) -> Step:
         self.error = error
-        phase = self._phase
-        self._phase = _OVER
         self._release()
-        if phase == _OVER:
+        stats, seconds = self.plan.stats, now - self._began
+        at, rejected = bucket(seconds), isinstance(error, Rejected)
+        if rejected:
+            stats.rejected.setdefault(counted, 0)
+        # As in `_finish`: no call between the question and the last count.
+        if self._phase == _OVER:
             return RAISE
-        stats = self.plan.stats
-        if isinstance(error, Rejected):
-            stats.count(stats.rejected, counted)
-            self._tell(now, "call_rejected", reason=counted)
+        self._phase = _OVER
+        if rejected:
+            stats.rejected[counted] += 1
         elif counted == "ignored":
             stats.ignored += 1
-            self._tell(now, "call_ended", verdict=_IGNORED.value, seconds=now - self._began)
         else:
-            stats.failure(now - self._began)
-            self._tell(now, "call_ended", verdict=_FAILURE.value, seconds=now - self._began)
+            stats.failed_seconds += seconds
+            stats.failed[at] += 1
+        if rejected:
+            self._tell(now, "call_rejected", reason=counted)
+        else:
+            verdict = _IGNORED if counted == "ignored" else _FAILURE
+            self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
         return RAISE
 
     def _error(self, kind: type[CallError], why: str, retry_after: float | None = None) -> CallError:
@@ -634,8 +648,9 @@ class Call:
             return RateLimited.__name__
         gate = plan.concurrency
         if gate is not None:
-            if not gate.enter():
+            if gate.in_flight >= gate.limit or gate.queue:
                 return ConcurrencyExceeded.__name__
+            gate.in_flight += 1  # as in start
             self._gate = gate
         breaker = plan.breaker
         if breaker is not None:

@@ -16,6 +16,11 @@ BOUNDS: tuple[float, ...] = (
 )
 
 
+def bucket(seconds: float) -> int:
+    """Index of the bucket that a duration falls into."""
+    return bisect_left(BOUNDS, seconds)
+
+
 class Stats:
     """What happened on one route since the process began. Survives a new policy."""
 
@@ -43,20 +48,6 @@ class Stats:
         self.ignored = 0
         #: Calls that crossed a fork: the parent ends them.
         self.discarded = 0
-
-    def success(self, seconds: float) -> None:
-        """A call ended well after ``seconds``."""
-        self.succeeded_seconds += seconds
-        bucket = bisect_left(BOUNDS, seconds)
-        counts = self.succeeded
-        counts[bucket] += 1
-
-    def failure(self, seconds: float) -> None:
-        """A call ended badly after ``seconds``."""
-        self.failed_seconds += seconds
-        bucket = bisect_left(BOUNDS, seconds)
-        counts = self.failed
-        counts[bucket] += 1
 
     def count(self, counter: dict[str, int], key: str) -> None:
         """Count ``key``: a slow path, so a lost update between threads is avoided by setdefault first."""

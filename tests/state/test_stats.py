@@ -5,22 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilmesh.state.stats import BOUNDS, Stats
+from resilmesh.state.stats import BOUNDS, Stats, bucket
 
 
 def test_the_bounds_of_a_bucket_include_its_upper_end():
-    stats = Stats()
-    stats.success(BOUNDS[0])
-    stats.success(BOUNDS[0] * 1.001)
-    stats.success(1e9)
-    assert (stats.succeeded[0], stats.succeeded[1], stats.succeeded[-1]) == (1, 1, 1)
+    assert [bucket(seconds) for seconds in (0, BOUNDS[0], BOUNDS[0] * 1.001, BOUNDS[-1], 1e9)] == [0, 0, 1, len(BOUNDS) - 1, len(BOUNDS)]
 
 
 def test_what_is_started_and_not_finished_is_in_flight():
     stats = Stats()
     stats.started = 7
-    stats.success(0.1)
-    stats.failure(0.1)
+    stats.succeeded[3] += 1
+    stats.failed[5] += 1
     stats.count(stats.rejected, "CircuitOpen")
     stats.abandoned += 1
     stats.ignored += 1
@@ -30,7 +26,7 @@ def test_what_is_started_and_not_finished_is_in_flight():
 def test_a_fork_leaves_nothing_in_flight():
     stats = Stats()
     stats.started = 3
-    stats.success(0.1)
+    stats.succeeded[3] += 1
     stats.after_fork()
     assert stats.in_flight == 0
     assert stats.snapshot(0.0)["discarded"] == 2
@@ -41,8 +37,11 @@ def test_a_snapshot_adds_up(endings):
     stats = Stats()
     for ending, seconds in endings:
         stats.started += 1
-        if ending in ("success", "failure"):
-            getattr(stats, ending)(seconds)
+        if ending == "success":
+            stats.succeeded[bucket(seconds)] += 1
+            stats.succeeded_seconds += seconds
+        elif ending == "failure":
+            stats.failed[bucket(seconds)] += 1
         elif ending == "abandoned":
             stats.abandoned += 1
         elif ending == "RateLimited":
