@@ -55,15 +55,15 @@ class AsyncExchange(Exchange):
                 response = await lane.inner.handle_async_request(sent)
         except LimitPassed as limit:
             if lane.multiplexed:
-                await self.heal(None)
+                await self.heal(interrupted=True)
             return self.limited(limit)
         except Exception as error:
             if isinstance(error, self.library.client.PoolTimeout):
                 # httpcore may have given a connection to the request in the moment that it stopped waiting.
-                await self.heal(None)
+                await self.heal()
             return self.failed(error)
         except BaseException:
-            await self.heal(None)
+            await self.heal(interrupted=True)
             raise
         finally:
             CURRENT.set(outer)
@@ -128,11 +128,11 @@ class AsyncExchange(Exchange):
         if broken_off or (not whole and self.lane.multiplexed):
             await self.heal(stream)
 
-    async def heal(self, stream: Any) -> None:
+    async def heal(self, stream: Any = None, *, interrupted: bool = False) -> None:
         """Repair the pool after a call was cancelled, or left an HTTP/2 stream behind."""
         if self.lane.foreign:
             return
-        broken = pool.heal(self.lane.inner._pool, stream)
+        broken = pool.heal(self.lane.inner._pool, stream, interrupted=interrupted)
         if broken:
             from anyio import CancelScope
 

@@ -81,11 +81,12 @@ def is_idle(transport: Any) -> bool:
     return not transport._pool._requests
 
 
-def heal(pool: Any, stream: Any = None) -> list[Any]:
-    """Forget what a cancelled call left behind; gives the connections that the caller must then close.
+def heal(pool: Any, stream: Any = None, *, interrupted: bool = False) -> list[Any]:
+    """Forget what a call left behind that did not end in order; gives the connections that the caller must then close.
 
-    ``stream`` is the response stream of the cancelled call, where there was one. Runs without a suspension
-    point, so that no second cancellation can interrupt it.
+    ``stream`` is the response stream of the call, where there was one. ``interrupted``: it was cancelled before it
+    had headers, so that httpcore may have been stopped anywhere. Runs without a suspension point, so that no second
+    cancellation can interrupt it.
     """
     with pool._optional_thread_lock:
         body: Any = getattr(stream, "_httpcore_stream", None)
@@ -93,8 +94,8 @@ def heal(pool: Any, stream: Any = None) -> list[Any]:
         if getattr(body, "_closed", False) and body._pool_request in pool._requests:
             pool._requests.remove(body._pool_request)
         used = {id(each.connection) for each in pool._requests}
-        stuck = [each for each in pool._connections if id(each) not in used and not each.is_idle() and not each.is_closed()]
-        lost = [each for each in stuck if not _shared(each)]
+        unused = [each for each in pool._connections if id(each) not in used and not each.is_closed()]
+        lost = [each for each in unused if not each.is_idle() or _is_torn(each) or (interrupted and _is_young(each))]
         pool._connections = [each for each in pool._connections if each not in lost]
         for connection in pool._connections:
             _reset_unwanted(connection)
@@ -102,10 +103,15 @@ def heal(pool: Any, stream: Any = None) -> list[Any]:
         return lost + list(pool._assign_requests_to_connections())
 
 
-def _shared(connection: Any) -> bool:
-    """An HTTP/2 connection stays good when a call on it is cancelled."""
+def _is_torn(connection: Any) -> bool:
+    """A frame was cut short or lost: what follows would be misread."""
+    return bool(getattr(getattr(_protocol(connection), "_network_stream", None), "torn", False))
+
+
+def _is_young(connection: Any) -> bool:
+    """An HTTP/2 connection that may have been stopped while it was being set up: its count of streams is wrong then."""
     protocol = _protocol(connection)
-    return hasattr(protocol, "_h2_state") and not protocol._network_stream.torn
+    return hasattr(protocol, "_h2_state") and protocol._request_count <= 1
 
 
 def _protocol(connection: Any) -> Any:
@@ -124,7 +130,8 @@ def _reset_unwanted(connection: Any) -> None:
     protocol = _protocol(connection)
     if not hasattr(protocol, "_h2_state"):
         return
-    if protocol._network_stream.torn:
+    if _is_torn(connection):
+        # Neighbours may still read their answers; no new call goes there.
         protocol._connection_error = True
         return
     for number in _unwanted(protocol):

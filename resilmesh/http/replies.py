@@ -72,7 +72,7 @@ def _reset_reason(error: Exception) -> tuple[int, str, str] | None:
 def response(library: Library, method: str, reply: Reply, facts: dict[str, Any]) -> Any:
     """The response that ``reply`` is; ``facts`` are what ``response.extensions["resilmesh"]`` says besides."""
     status, body, flag, detail = reply
-    headers = {"content-length": str(len(body))}
+    headers = {} if method == "HEAD" and not body else {"content-length": str(len(body))}
     if body:
         headers["content-type"] = "text/plain"
     if "overflow" in detail:

@@ -52,15 +52,15 @@ class SyncExchange(Exchange):
             response = lane.inner.handle_request(sent)
         except LimitPassed as limit:
             if lane.multiplexed:
-                self.heal(None)
+                self.heal()
             return self.limited(limit)
         except Exception as error:
             if isinstance(error, self.library.client.PoolTimeout):
                 # httpcore may have given a connection to the request in the moment that it stopped waiting.
-                self.heal(None)
+                self.heal()
             return self.failed(error)
         except BaseException:
-            self.heal(None)
+            self.heal(interrupted=True)
             raise
         finally:
             CURRENT.set(outer)
@@ -100,10 +100,10 @@ class SyncExchange(Exchange):
         if broken_off or (not whole and self.lane.multiplexed):
             self.heal(stream)
 
-    def heal(self, stream: Any) -> None:
+    def heal(self, stream: Any = None, *, interrupted: bool = False) -> None:
         """Repair the pool after a call was broken off (KeyboardInterrupt, gevent), or left an HTTP/2 stream behind."""
         if not self.lane.foreign:
-            for connection in pool.heal(self.lane.inner._pool, stream):
+            for connection in pool.heal(self.lane.inner._pool, stream, interrupted=interrupted):
                 connection.close()
 
     def result(self, step: Step) -> Any:

@@ -15,11 +15,13 @@ import contextlib
 import socket
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
 from h2.errors import ErrorCodes
 
 
@@ -80,10 +82,10 @@ class _Connection:
                 now = time.monotonic()
                 due = [each for each in self._later if each[0] <= now]
                 self._later = [each for each in self._later if each[0] > now]
-                for _, action in due:
-                    action()
-                for number in list(self._floods):
-                    self._flood(number)
+                for action in [action for _, action in due] + [partial(self._flood, number) for number in self._floods]:
+                    # The client may have reset the stream in the moment that it was to be answered.
+                    with contextlib.suppress(h2.exceptions.ProtocolError):
+                        action()
                 self._flush()
 
     def _flush(self) -> None:
@@ -95,7 +97,7 @@ class _Connection:
             self._alive.add(event.stream_id)
             path = dict(event.headers)[b":path"].decode()
             self._service.seen.append(path)
-            self._play(event.stream_id, path)
+            self._later.append((0.0, partial(self._play, event.stream_id, path)))
         elif isinstance(event, h2.events.StreamReset):
             self._service.resets.append(int(event.error_code))
             self._alive.discard(event.stream_id)
@@ -104,6 +106,8 @@ class _Connection:
             self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
 
     def _play(self, number: int, path: str) -> None:
+        if number not in self._alive:
+            return
         act, _, argument = path.strip("/").partition("/")
         if act == "ok" or (act == "refuse" and self._service.seen.count(path) > 1):
             self._answer(number)
@@ -131,12 +135,12 @@ class _Connection:
             self._later.append((time.monotonic() + every, lambda: self._drip(number, every)))
 
     def _flood(self, number: int) -> None:
-        while self._floods[number]:
+        while self._floods.get(number):
             size = min(self._floods[number], self._h2.local_flow_control_window(number), 16384)
             if not size:
                 return
             self._h2.send_data(number, b"f" * size)
             self._floods[number] -= size
             self._flush()
-        self._h2.end_stream(number)
-        del self._floods[number]
+        if self._floods.pop(number, None) == 0:
+            self._h2.end_stream(number)

@@ -41,6 +41,7 @@ def test_a_call_over_http2(driver: Driver, h2_service: Http2Service) -> None:
 def test_the_deadline_is_exact_and_the_connection_lives_on(driver: Driver, h2_service: Http2Service, path: str) -> None:
     mesh = mesh_of(h2_service.address, timeout="250ms")
     with driver.client(transport=driver.transport(mesh, **HTTP2)) as client:
+        assert client.get(BASE + "/ok").status_code == 200
         for _ in range(3):
             with pytest.raises(driver.library.ReadTimeout), lasts(0.249, 0.25 + LATE):
                 client.get(BASE + path)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import anyio
 import pytest
 import trio
+from http2_service import Http2Service
 from http_driver import mesh_of, nothing_in_flight
 from http_service import Service, answer
 
@@ -87,17 +89,17 @@ async def _trio_cancelled_at(step: int, work: Callable[[], Any]) -> bool:
     return scope.cancelled_caught
 
 
-def _work(client: Any, how: str) -> Callable[[], Any]:
-    async def whole() -> None:
+def _work(how: str) -> Callable[[Any], Any]:
+    async def whole(client: Any) -> None:
         response = await client.post(URL, content=b"x" * 1000)
         assert response.status_code in (200, 503)
 
-    async def streamed() -> None:
+    async def streamed(client: Any) -> None:
         async with client.stream("GET", URL) as response:
             async for _ in response.aiter_raw():
                 pass
 
-    async def left_early() -> None:
+    async def left_early(client: Any) -> None:
         async with client.stream("GET", URL) as response:
             async for _ in response.aiter_raw():
                 break
@@ -105,28 +107,33 @@ def _work(client: Any, how: str) -> Callable[[], Any]:
     return {"whole": whole, "streamed": streamed, "left early": left_early}[how]
 
 
-async def _every_step(library: ModuleType, mesh: Mesh, cancelled_at: Any, how: str, fresh: bool) -> int:
+async def _every_step(
+    library: ModuleType, mesh: Mesh, cancelled_at: Any, work: Callable[[Any], Any], fresh: bool, options: dict[str, Any]
+) -> int:
     """Cancel at step 1, 2, 3 ... until the work is done before that; the number of steps."""
     limits = library.Limits(max_connections=1)
-    async with library.AsyncClient(transport=AsyncTransport(mesh, limits=limits), timeout=library.Timeout(5, pool=1)) as client:
+    async with library.AsyncClient(transport=AsyncTransport(mesh, limits=limits, **options), timeout=library.Timeout(5, pool=1)) as client:
         for step in range(1, 1000):
             if fresh:
                 # Each step meets a connection that is to be made, too.
                 lanes = client._transport._lanes
                 for inner in lanes.clear():
                     await inner.aclose()
-            was_cancelled = await cancelled_at(step, _work(client, how))
+            was_cancelled = await cancelled_at(step, partial(work, client))
             assert nothing_in_flight(mesh), f"after a cancellation at step {step}"
             # With one connection in all, a pool that lost it would time out here.
-            assert (await client.get(URL)).status_code in (200, 503), f"after a cancellation at step {step}"
+            assert (await client.get("http://svc.test/ok")).status_code in (200, 503), f"after a cancellation at step {step}"
             if not was_cancelled:
                 return step
     raise AssertionError("no end")
 
 
+RUNTIMES = {"asyncio": _cancelled_at_once, "asyncio, a moment later": _cancelled_soon, "trio": _trio_cancelled_at}
+
+
 @pytest.mark.parametrize("fresh", [True, False], ids=["new connections", "warm connection"])
 @pytest.mark.parametrize("how", ["whole", "streamed", "left early"])
-@pytest.mark.parametrize("runtime", ["asyncio", "asyncio, a moment later", "trio"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.filterwarnings("ignore:.*async_generator object.*:pytest.PytestUnraisableExceptionWarning")  # the clients', under trio
 def test_cancelled_at_every_step(library: ModuleType, service: Service, runtime: str, how: str, fresh: bool) -> None:
     body = b"y" * 200_000
@@ -138,12 +145,31 @@ def test_cancelled_at_every_step(library: ModuleType, service: Service, runtime:
 
     service.otherwise = sometimes_503
     mesh = mesh_of(service, **BLOCKS)
-    if runtime == "trio":
-        steps = trio.run(_every_step, library, mesh, _trio_cancelled_at, how, fresh)
-    else:
-        cancelled_at = _cancelled_at_once if runtime == "asyncio" else _cancelled_soon
-        steps = asyncio.run(_every_step(library, mesh, cancelled_at, how, fresh))
+    steps = anyio.run(_every_step, library, mesh, RUNTIMES[runtime], _work(how), fresh, {}, backend=runtime.partition(",")[0])
     assert steps > 3
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["new connections", "warm connection"])
+@pytest.mark.parametrize("path", ["/after/2", "/flood/300000", "/refuse"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.filterwarnings("ignore:.*async_generator object.*:pytest.PytestUnraisableExceptionWarning")  # the clients', under trio
+def test_http2_cancelled_at_every_step(library: ModuleType, runtime: str, path: str, fresh: bool) -> None:
+    service = Http2Service()
+    mesh = mesh_of(service.address, **BLOCKS)
+
+    async def work(client: Any) -> None:
+        await client.get("http://svc.test" + path)
+
+    try:
+        backend = runtime.partition(",")[0]
+        steps = anyio.run(
+            _every_step, library, mesh, RUNTIMES[runtime], work, fresh, {"http1": False, "http2": True}, backend=backend
+        )
+        assert steps >= 3
+        if not fresh:
+            assert service.connections < steps, "a cancelled call leaves the connection to its neighbours"
+    finally:
+        service.stop()
 
 
 # ------------------------------------------------------------------------- many random ends, on few connections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -86,24 +87,28 @@ def test_a_connection_that_nothing_uses_is_taken_out(driver: Driver, service: Se
         driver.run(response.stream.close if driver.blocking else response.stream.aclose)
 
 
-def test_bytes_written_are_known(library: ModuleType, service: Service) -> None:
-    core = core_of(library)
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    """An attempt without limits, for which the test does its I/O."""
     wire = Wire()
     wire.monotonic = time.monotonic
     wire.until = wire.connect_timeout = wire.idle_timeout = float("inf")
     wire.written = False
-    token = CURRENT.set(wire)
-    try:
-        stream = Backend(core.SyncBackend(), core, ("127.0.0.1", service.port)).connect_tcp("nowhere.test", 1)
-        assert wire.written is False
-        stream.write(b"G")
-        assert wire.written is True
-        stream.close()
-    finally:
-        CURRENT.reset(token)
+    CURRENT.set(wire)
+    yield wire
+    CURRENT.set(None)
 
 
-def test_a_torn_connection_refuses_to_go_on(library: ModuleType, service: Service) -> None:
+def test_bytes_written_are_known(library: ModuleType, service: Service, wire: Wire) -> None:
+    core = core_of(library)
+    stream = Backend(core.SyncBackend(), core, ("127.0.0.1", service.port)).connect_tcp("nowhere.test", 1)
+    assert wire.written is False
+    stream.write(b"G")
+    assert wire.written is True
+    stream.close()
+
+
+def test_a_torn_connection_refuses_to_go_on(library: ModuleType, service: Service, wire: Wire) -> None:
     core = core_of(library)
     stream = Backend(core.SyncBackend(), core, None).connect_tcp("127.0.0.1", service.port)
     stream.torn = True
