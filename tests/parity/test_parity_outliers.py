@@ -182,7 +182,8 @@ def test_a_retry_finds_the_good_endpoint_and_the_bad_one_goes(services: Services
 
 @covers("ServiceBlocks.outlier_detection")
 def test_difference_a_retry_that_finds_nobody_left(services: Services) -> None:
-    text = policy("{consecutive5xxErrors: 1}", "retries: {maxRetries: 1, retryOn: [5xx], backoff: {base: 1ms}}")
-    both = side_by_side(services, text, some(1), a=status(500))
+    """Seconds later, because Envoy's ejection reaches its workers only after a moment."""
+    text = policy("{consecutive5xxErrors: 1}", "retries: {maxRetries: 1, retryOn: [5xx], retryAfter: {max: 2s}}")
+    both = side_by_side(services, text, some(1), a=status(500, headers=(("retry-after", "1"),)))
     assert (both.library.bodies, both.envoy.bodies) == (["service says 500"], [NOBODY_LEFT])
     assert both.library.attempts == both.envoy.attempts == 1
