@@ -373,12 +373,12 @@ class Call:
     def _judge(self, now: float, answer: Answer) -> Step:
         """Anything but an unobserved success."""
         plan, verdict = self.plan, answer.verdict
-        self._tell(now, "attempt_ended", verdict=verdict.value, status=answer.status)
         # Under OBSERVE there is no headers_by, but what the caller inherited it has.
         at_limit = answer.timed_out and now >= min(self.headers_by, self.deadline) - _EARLY
         if at_limit and self.headers_by >= self.deadline >= self._outer:
             # The caller's own caller had no more time: that says nothing about this service.
             verdict = _IGNORED
+        self._tell(now, "attempt_ended", verdict=verdict.value, status=answer.status)
         if verdict is not _SUCCESS:
             plan.stats.count(plan.stats.verdicts, verdict.value)
         self._answer = answer
