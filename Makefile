@@ -8,9 +8,11 @@
 #     PYTHON=python3.12   the interpreter of a new virtual environment (default: the newest of 3.11-3.13)
 #     VENV=.venv-3.12     where that environment is (default: .venv)
 #     ARGS="..."          further words for the command of the target
+#     BENCH=overhead      which benchmark (default: overhead and http)
 
 VENV ?= .venv
 ARGS ?=
+BENCH ?= overhead http
 
 BIN := $(VENV)/bin
 # Newest first. Each candidate is run: a name on PATH may be a shim of a version that is not there,
@@ -58,8 +60,7 @@ imports: setup  ## the import contract: imports only go down
 ci: lint types imports test  ## what .ci/run runs
 
 bench: benchmarks/.venv/.installed  ## the cost of a guarded call and of a request, beside other libraries
-	@benchmarks/.venv/bin/python -m benchmarks.overhead $(ARGS)
-	@benchmarks/.venv/bin/python -m benchmarks.http $(ARGS)
+	@for each in $(BENCH); do benchmarks/.venv/bin/python -m benchmarks.$$each $(ARGS); done
 
 constraints: .venv-uv/bin/uv  ## pin every package anew (ARGS=--upgrade for newer versions)
 	@$< pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url \

@@ -21,7 +21,7 @@ from benchmarks.http import clients, server
 from benchmarks.measure import Samples, Spread, Table, interleave, machine, ratio
 
 #: Requests of a sample, and how many are in flight at once; 0: no event loop.
-MODES: dict[str, tuple[int, int]] = {"sync": (60, 0), "async": (60, 1), "async, 32 at once": (160, 32)}
+MODES: dict[str, tuple[int, int]] = {"sync": (60, 0), "async": (60, 1), "async-32": (160, 32)}
 #: A full policy may cost this much of a bare request.
 TARGET = 1.03
 OURS = "resilmesh"
