@@ -270,7 +270,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _killed_with_us(pid: int) -> Iterator[None]:
     """A shell that kills ``pid`` when this process is gone, even by SIGKILL.
 
-    Not PR_SET_PDEATHSIG: that follows the thread which started Envoy, and needs code between fork and exec.
+    Not PR_SET_PDEATHSIG: that follows the thread which started Envoy, and needs code between fork and exec. A child that
+    this process forks holds the pipe too, so that Envoy then lives until the last of them is gone.
     """
     script = 'read -r _ || kill -KILL "$1"'
     watcher = subprocess.Popen(  # noqa: S603  # a constant script
