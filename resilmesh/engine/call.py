@@ -331,7 +331,7 @@ class Call:
         if answer.verdict is not _SUCCESS or answer.words or not plan.quick or plan.hub.observers:
             return self._judge(now, answer)
         if answer.complete:
-            # The end of nearly every function call: _tell_state, _finish and _release in a row. What counts comes first:
+            # The end of nearly every function call: _tell_breaker, _tell_detector, _finish and _release in a row. What counts comes first:
             # a KeyboardInterrupt can only strike at a call, and then the call is abandoned as a whole.
             breaker = plan.breaker
             if breaker is not None:
@@ -369,6 +369,10 @@ class Call:
             if permit is not None and permit is not breaker.permit:
                 self._permit = None
                 breaker.success(permit, now, self._to_headers)
+        # Outlier detection judges by the headers, as Envoy does; a body that breaks is one failure more.
+        endpoint = self.endpoint
+        if endpoint is not None and (endpoint.server_errors or endpoint.gateway_failures or endpoint.local_failures):
+            self._balancer.detector.success(endpoint)  # type: ignore[union-attr]  # an endpoint came from it
 
     def _judge(self, now: float, answer: Answer) -> Step:
         """Anything but an unobserved success."""
@@ -385,7 +389,8 @@ class Call:
         observes = plan.mode == "OBSERVE"
         again = verdict is not _IGNORED and not observes and self._wants_retry(answer)
         if verdict is not _SUCCESS or answer.complete or again:
-            self._tell_state(now, verdict, answer, now - self._sent_at)
+            self._tell_breaker(now, verdict, now - self._sent_at)
+            self._tell_detector(now, verdict, answer)
         if again and self._may_retry(now, answer):
             return SLEEP
         if at_limit and not observes:
@@ -398,9 +403,9 @@ class Call:
             self._commit(now)
         return RETURN
 
-    def _tell_state(self, now: float, verdict: Verdict, answer: Answer, seconds: float) -> None:
-        """Breaker and outlier detection learn what the attempt turned out to be, once."""
-        breaker, endpoint = self.plan.breaker, self.endpoint
+    def _tell_breaker(self, now: float, verdict: Verdict, seconds: float) -> None:
+        """The circuit learns what the attempt turned out to be, once."""
+        breaker = self.plan.breaker
         if breaker is not None and self._permit is not None:
             permit, self._permit = self._permit, None
             if verdict is _SUCCESS:
@@ -411,14 +416,17 @@ class Call:
                 breaker.release(permit)
             else:
                 breaker.failure(permit, now, seconds)
-        if endpoint is not None and self._balancer is not None and not answer.injected:
-            if verdict is _SUCCESS:
-                self._balancer.detector.success(endpoint)
-            elif verdict is _FAILURE or verdict is _UNSENT:
-                # Envoy counts its own time-outs as 504 and resets as 503: both are gateway failures, as status 0 is.
-                self._balancer.detector.failure(endpoint, now, status=answer.status, local_origin=answer.local_origin)
-            elif verdict is _THROTTLED:
-                self._balancer.detector.success(endpoint)
+
+    def _tell_detector(self, now: float, verdict: Verdict, answer: Answer) -> None:
+        """Outlier detection learns what the attempt, or the body after its headers, turned out to be."""
+        endpoint, balancer = self.endpoint, self._balancer
+        if endpoint is None or balancer is None or answer.injected:
+            return
+        if verdict is _SUCCESS or verdict is _THROTTLED:
+            balancer.detector.success(endpoint)
+        elif verdict is _FAILURE or verdict is _UNSENT:
+            # Envoy counts its own time-outs as 504 and resets as 503: both are gateway failures, as status 0 is.
+            balancer.detector.failure(endpoint, now, status=answer.status, local_origin=answer.local_origin)
 
     # ---------------------------------------------------------------------------------------- retrying
 
@@ -484,12 +492,14 @@ class Call:
         if self._phase != _COMMITTED or number != self.number or self._born != _generation:
             return
         answer = self._answer
+        broke = verdict is not _SUCCESS and verdict is not _IGNORED
+        if broke:
+            self._tell_detector(now, verdict, _BROKEN_BODY)
         if answer.verdict is _SUCCESS:
-            if verdict is not _SUCCESS and verdict is not _IGNORED:
+            if broke:
                 self.plan.stats.count(self.plan.stats.verdicts, verdict.value)
-                answer = _BROKEN_BODY
             # A slow call is one whose headers were slow: how long a body flows is the caller's business too.
-            self._tell_state(now, verdict, answer, self._to_headers)
+            self._tell_breaker(now, verdict, self._to_headers)
         else:
             verdict = answer.verdict  # judged at its headers
         self._finish(now, verdict)
@@ -609,9 +619,7 @@ class Call:
 
     def _error(self, kind: type[CallError], why: str, retry_after: float | None = None) -> CallError:
         plan = self.plan
-        where = plan.service if plan.route is None else f"{plan.service}/{plan.route}"
-        when = "" if retry_after is None else f"; retry after {format_duration(round(retry_after, 3))}"
-        return kind(f"{where}: {why}{when}", service=plan.service, route=plan.route, retry_after=retry_after, attempts=self.number)
+        return kind(why, service=plan.service, route=plan.route, retry_after=retry_after, attempts=self.number)
 
     def _deadline_error(self) -> CallError:
         timeout = self.plan.timeout

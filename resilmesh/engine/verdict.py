@@ -53,7 +53,7 @@ def of_status(status: int) -> tuple[Verdict, int]:
         return Verdict.THROTTLED, 0
     if status in (502, 503, 504):
         return Verdict.FAILURE, mask("5xx", "gateway-error")
-    if status >= 500:
+    if 500 <= status < 600:  # beyond, Envoy sees nothing wrong
         return Verdict.FAILURE, mask("5xx")
     return Verdict.SUCCESS, mask("retriable-4xx") if status == 409 else 0
 

@@ -1,7 +1,7 @@
 """HTTP's one table: what each status and each exception of the client is, as a verdict and Envoy's retry words.
 
     outcome                                           verdict    words (ENVOY.md 2a)
-    2xx, 3xx, 4xx                                     SUCCESS    409: retriable-4xx
+    2xx, 3xx, 4xx, 600-999                            SUCCESS    409: retriable-4xx
     429                                               THROTTLED
     500, 501, 505-599                                 FAILURE    5xx
     502, 503, 504                                     FAILURE    5xx gateway-error

@@ -117,17 +117,16 @@ class OutlierDetector:
     @staticmethod
     def _count(endpoint: Endpoint, settings: OutlierSettings, status: int, local_origin: bool) -> str | None:
         if settings.split_local:
-            if local_origin:
+            # Envoy: a connection that was made resets this count. What breaks it counts here again, and so never
+            # more than one (ENVOY.md 2d: 12 of 24 failed and nothing was ejected).
+            if not local_origin:
+                endpoint.local_failures = 0
+            if status == 0:
                 endpoint.local_failures += 1
                 # Not `==`, here and below: a retune may have lowered the threshold under the count.
                 if settings.consecutive_local is not None and endpoint.local_failures >= settings.consecutive_local:
                     endpoint.local_failures = 0
                     return "consecutiveLocalOriginFailures"
-                return None
-            # Envoy: a connection that was made resets this count, whatever came over it, and a reset over it
-            # counts nowhere (ENVOY.md 2d: 12 of 24 failed and nothing was ejected).
-            endpoint.local_failures = 0
-            if status == 0:
                 return None
         reason = None
         if status in (0, 502, 503, 504):

@@ -92,14 +92,39 @@ def test_a_body_is_judged_when_it_ends(verdict, window, counted):
     assert world.held() == NOTHING
 
 
-def test_responses_that_die_in_the_body_open_the_circuit_and_eject():
-    world = World(BREAKER + "endpoints: [{address: '10.0.0.1:80'}]\noutlierDetection: {consecutive5xxErrors: 4}\n")
+def test_responses_that_die_in_the_body_open_the_circuit():
+    world = World(BREAKER)
     for _ in range(4):
         call = world.flying()
         call.answered(world.now, 1, OPEN)
         call.ended(world.now, 1, Verdict.FAILURE)
     assert world.plan().breaker.state == "OPEN"
-    assert world.plan().endpoints[0].ejected
+
+
+@pytest.mark.parametrize("observed", [True, False])
+def test_to_outlier_detection_headers_are_one_result_and_a_body_that_breaks_is_another(observed):
+    """As in Envoy: a success that breaks is one failure, never two in a row; a 503 that breaks is two."""
+    world = World("endpoints: [{address: '10.0.0.1:80'}]\noutlierDetection: {consecutive5xxErrors: 3}\n", observed=observed)
+    endpoint = world.plan().endpoints[0]
+    for _ in range(4):
+        call = world.flying()
+        call.answered(world.now, 1, OPEN)
+        call.ended(world.now, 1, Verdict.FAILURE)
+        assert endpoint.server_errors == 1
+    call = world.flying()
+    call.answered(world.now, 1, status(503, complete=False))
+    assert not endpoint.ejected
+    call.ended(world.now, 1, Verdict.FAILURE)
+    assert endpoint.ejected
+
+
+def test_a_body_that_ends_well_forgives_nothing_that_failed_meanwhile():
+    world = World("endpoints: [{address: '10.0.0.1:80'}]\noutlierDetection: {consecutive5xxErrors: 3}\n")
+    streaming = world.flying()
+    streaming.answered(world.now, 1, OPEN)
+    world.run(S503)
+    streaming.ended(world.now, 1, Verdict.SUCCESS)
+    assert world.plan().endpoints[0].server_errors == 1
 
 
 @pytest.mark.parametrize("observed", [True, False])

@@ -42,7 +42,7 @@ def response(library: ModuleType, status: int, headers: dict[str, str] | None = 
         (429, Verdict.THROTTLED, set()), (500, Verdict.FAILURE, {"5xx"}), (501, Verdict.FAILURE, {"5xx"}),
         (502, Verdict.FAILURE, {"5xx", "gateway-error"}), (503, Verdict.FAILURE, {"5xx", "gateway-error"}),
         (504, Verdict.FAILURE, {"5xx", "gateway-error"}), (505, Verdict.FAILURE, {"5xx"}), (599, Verdict.FAILURE, {"5xx"}),
-        (799, Verdict.FAILURE, {"5xx"}),
+        (600, Verdict.SUCCESS, set()), (999, Verdict.SUCCESS, set()),
     ],
 )
 def test_statuses(library: ModuleType, status: int, verdict: Verdict, expected: set[str]) -> None:

@@ -85,10 +85,14 @@ def test_local_origin_failures_count_apart_when_split():
     assert cluster.out() == [0]
 
 
-def test_a_reset_over_a_connection_counts_nowhere_when_split():
-    cluster = Cluster(split_local=True, consecutive_local=1, consecutive_5xx=1, consecutive_gateway=1)
+def test_a_reset_over_a_connection_never_counts_more_than_one_when_split():
+    """A threshold of one ejects, as in Envoy: the connection that was made resets the count, and then it breaks."""
+    cluster = Cluster(split_local=True, consecutive_local=2, consecutive_5xx=1, consecutive_gateway=1)
     cluster.fail(0, 20, 0)
     assert cluster.out() == []
+    cluster = Cluster(split_local=True, consecutive_local=1, consecutive_5xx=1, consecutive_gateway=1)
+    cluster.fail(0, 1, 0)
+    assert cluster.out() == [0]
 
 
 def test_ejection_ends_at_an_interval_and_grows():
