@@ -10,7 +10,7 @@ It should return fast. One that raises is logged once and dropped: telling must 
     attempt_started    endpoint
     attempt_ended      verdict, status
     backoff            seconds
-    retry_refused      reason: budget, deadline, circuit
+    retry_refused      reason: budget, deadline, circuit, endpoint
     call_rejected      reason
     would_reject       reason                   (mode OBSERVE)
     call_ended         verdict, seconds
@@ -37,7 +37,7 @@ log = logging.getLogger("resilmesh")
 
 
 class Event(NamedTuple):
-    """One thing that happened. ``at`` is monotonic seconds of the mesh's clock; ``call`` numbers the calls of this process."""
+    """One thing that happened. ``at`` is monotonic seconds of the mesh's clock; ``call`` numbers the calls that an observer was told of."""
 
     at: float
     name: str

@@ -7,7 +7,7 @@ breaker, outlier detection, the budget and the retry decision all read that answ
     SUCCESS    2xx-4xx but 429; OK, NOT_FOUND                   success           success
     FAILURE    5xx, reset, time-outs, UNAVAILABLE               failure           failure
     UNSENT     connect refused, REFUSED_STREAM                  failure           failure
-    THROTTLED  429, RESOURCE_EXHAUSTED                          fails a probe     not counted
+    THROTTLED  429, RESOURCE_EXHAUSTED                          fails a probe     success
     IGNORED    caller cancelled, local rejection, pool full     permit returned   not counted
 
 ``words`` are the retry words of Envoy that apply to the attempt, as a bit mask: ``retryOn`` is another

@@ -1,4 +1,4 @@
-"""The one place that reaches into the clients' private parts. Pinned by tests/http/test_pool.py for both libraries.
+"""The one place that reaches into the pools of the clients. Pinned by tests/http/test_http_pool.py for both libraries.
 
 * ``clone``: another transport of the same settings, with a pool of its own that uses our network backend;
 * ``heal``: what httpcore leaves behind when a call is cancelled. Its pool then counts connections as active that
