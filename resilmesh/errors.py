@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from resilmesh.units import format_duration
+
 if TYPE_CHECKING:
     from resilmesh.policy.codes import Diagnostic
 
@@ -58,6 +60,12 @@ class CallError(ResilmeshError):
         self.retry_after = retry_after
         #: Attempts that may have reached the service.
         self.attempts = attempts
+
+    def __str__(self) -> str:
+        # Put together when somebody reads it: an open circuit raises by the thousand.
+        where = self.service if self.route is None else f"{self.service}/{self.route}"
+        when = "" if self.retry_after is None else f"; retry after {format_duration(round(self.retry_after, 3))}"
+        return f"{where}: {self.args[0]}{when}" if where else f"{self.args[0]}{when}"
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)

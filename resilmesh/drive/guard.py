@@ -139,7 +139,7 @@ class Guard:
         """What an attempt is that the policy's fault answers in place of the function."""
         status = call.injected or 503
         error = InjectedFault(
-            f"{self._service}: the policy's fault aborted this attempt with status {status}", service=self._service,
+            f"the policy's fault aborted this attempt with status {status}", service=self._service,
             route=self._route, attempts=call.number,
         )
         error.status = status
@@ -190,6 +190,8 @@ class Guard:
             call = Call(plan, guard.idempotent, True, outer)
             try:
                 step = call.start(now())
+                if step is RAISE:
+                    raise call.take_error()  # rejected, before anything else happened
                 if step is not SEND or call.injected is not None or judges_results:
                     exchange = _Exchange(guard, function, args, kwargs)
                 else:
@@ -233,6 +235,8 @@ class Guard:
             try:
                 began = now()
                 step = call.start(began)
+                if step is RAISE:
+                    raise call.take_error()  # rejected, before anything else happened
                 if step is not SEND or call.injected is not None or judges_results:
                     exchange = _AsyncExchange(guard, function, args, kwargs)
                 else:

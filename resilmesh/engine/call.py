@@ -493,7 +493,7 @@ class Call:
             return
         answer = self._answer
         broke = verdict is not _SUCCESS and verdict is not _IGNORED
-        if broke:
+        if broke and now < self.deadline - _EARLY:  # a body that the call's own time cut off is no failure of the endpoint
             self._tell_detector(now, verdict, _BROKEN_BODY)
         if answer.verdict is _SUCCESS:
             if broke:
@@ -595,10 +595,12 @@ class Call:
     def _raise(self, now: float, error: CallError, *, counted: str) -> Step:
         self.error = error
         self._release()
-        stats, seconds = self.plan.stats, now - self._began
-        at, rejected = bucket(seconds), isinstance(error, Rejected)
+        stats, rejected = self.plan.stats, isinstance(error, Rejected)
         if rejected:
             stats.rejected.setdefault(counted, 0)
+        else:
+            seconds = now - self._began
+            at = bucket(seconds)
         # As in `_finish`: no call between the question and the last count.
         if self._phase == _OVER:
             return RAISE
@@ -610,12 +612,20 @@ class Call:
         else:
             stats.failed_seconds += seconds
             stats.failed[at] += 1
+        if not self.plan.hub.observers:
+            return RAISE
         if rejected:
             self._tell(now, "call_rejected", reason=counted)
         else:
             verdict = _IGNORED if counted == "ignored" else _FAILURE
             self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
         return RAISE
+
+    def take_error(self) -> CallError:
+        """After RAISE: what to raise, handed over, so that the call and the exception's traceback make no cycle."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error
 
     def _error(self, kind: type[CallError], why: str, retry_after: float | None = None) -> CallError:
         plan = self.plan

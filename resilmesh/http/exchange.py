@@ -152,8 +152,7 @@ class Exchange(Wire):
 
     def _deadline_error(self, why: str) -> DeadlineExceeded:
         plan = self.plan
-        where = plan.service if plan.route is None else f"{plan.service}/{plan.route}"
-        error = DeadlineExceeded(f"{where}: {why}", service=plan.service, route=plan.route, attempts=self.call.number)
+        error = DeadlineExceeded(why, service=plan.service, route=plan.route, attempts=self.call.number)
         return in_dialect(error, self.library, self.request)  # type: ignore[return-value]  # a subclass of what it is given
 
     # ---------------------------------------------------------------------------------- keeping an outcome

@@ -115,6 +115,8 @@ class CircuitBreaker:
         permit = self.permit
         if permit is not None:
             return permit
+        if self.state == "OPEN" and now < self._opens_until:
+            return None  # without the lock: this is every call to a service that is down
         changed: tuple[CircuitState, CircuitState, str] | None = None
         with self._lock:
             if self.state == "OPEN" and now >= self._opens_until:
@@ -157,9 +159,9 @@ class CircuitBreaker:
 
     def retry_after(self, now: float) -> float:
         """Seconds after which a rejected call may find the circuit half-open, or a probe's place free."""
+        if self.state == "OPEN":
+            return max(0.0, self._opens_until - now)
         with self._lock:
-            if self.state == "OPEN":
-                return max(0.0, self._opens_until - now)
             return max(0.0, min((probe.expires for probe in self._leases), default=now) - now)
 
     # ------------------------------------------------------------------------------------------ telling
