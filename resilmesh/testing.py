@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from resilmesh.clock import Lend
+
+_FOR_EVER = float("inf")
 
 
 class ManualClock:
     """A ``Clock`` that stands still. ``advance`` moves it; sleeping moves it too, so nothing ever waits for real.
 
     A wait for a slot of a concurrency limit ends when the slot is granted or, at once, when no time is left: pass
-    ``patience`` to give other threads that many real seconds to free one first.
+    ``patience`` to give other threads that many real seconds to free one first. A wait that nothing bounds is a real one.
+    So are the limits that end an ``await`` (timeout, perTryTimeout): they strike after as many real seconds.
     """
 
     def __init__(self, start: float = 1000.0, *, wall: float = 1_700_000_000.0, patience: float = 0.0) -> None:
@@ -42,7 +46,7 @@ class ManualClock:
     def wait(self, lend: Lend, seconds: float) -> None:
         event = threading.Event()
         lend(event.set)
-        if not event.wait(self._patience) and seconds != float("inf"):
+        if not event.wait(None if seconds == _FOR_EVER else self._patience):
             self.advance(seconds)
 
     async def sleep_async(self, seconds: float) -> None:
@@ -56,13 +60,13 @@ class ManualClock:
 
         woken = threading.Event()
 
-        def lend_both(waker: object) -> None:
+        def lend_both(waker: Callable[[], object]) -> None:
             def wake() -> None:
                 woken.set()
-                waker()  # type: ignore[operator]  # a waker is called without arguments
+                waker()
 
             lend(wake)
 
-        await runtime.wait(lend_both, self._patience)
-        if not woken.is_set() and seconds != float("inf"):
+        await runtime.wait(lend_both, _FOR_EVER if seconds == _FOR_EVER else self._patience)
+        if not woken.is_set():
             self.advance(seconds)
