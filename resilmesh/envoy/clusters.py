@@ -23,12 +23,19 @@ PASSTHROUGH = "/passthrough"
 DNS_CACHE: Json = {"name": "hosts", "dns_lookup_family": "V4_PREFERRED"}
 
 _UNLIMITED = 2**32 - 1
+#: Headers of a request or a response, and their size: the most that Envoy takes. Its defaults are 100 and 60 KiB.
+MAX_HEADERS = 10_000
+MAX_HEADERS_KB = 8192
+#: What Envoy takes a shorter duration for is no limit at all: it counts milliseconds.
+_SHORTEST = 0.001
 #: For a policy that names none: httpx's default, and Envoy's.
 _CONNECT_TIMEOUT = 5.0
 
 
 def duration(seconds: float) -> str:
-    """Seconds as protobuf's JSON writes a Duration: ``0.25`` is ``"0.25s"``."""
+    """Seconds as protobuf's JSON writes a Duration: ``0.25`` is ``"0.25s"``. Less than a millisecond becomes one."""
+    if 0 < seconds < _SHORTEST:
+        seconds = _SHORTEST
     return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
 
 
@@ -82,7 +89,11 @@ def _where(name: str, service: Service) -> Json:
     return {
         "type": "STATIC" if all(map(is_address, service.endpoints)) else "STRICT_DNS",
         "dns_lookup_family": "V4_PREFERRED",
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [_endpoint(each) for each in service.endpoints]}]},
+        "load_assignment": {
+            "cluster_name": name, "endpoints": [{"lb_endpoints": [_endpoint(each) for each in service.endpoints]}],
+            # At Envoy's 140 there is no panic while 71.4 % are healthy, whatever the threshold.
+            "policy": {"overprovisioning_factor": 100},
+        },
     }
 
 
@@ -116,7 +127,11 @@ def _host_port(endpoint: Endpoint) -> tuple[str, int]:
 def _protocol(service: Service) -> Json:
     options = "http_protocol_options" if service.protocol == "HTTP1" else "http2_protocol_options"
     kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {"typed_extension_protocol_options": {kind: {"@type": TYPE + kind, "explicit_http_config": {options: {}}}}}
+    chosen = {
+        "@type": TYPE + kind, "explicit_http_config": {options: {}},
+        "common_http_protocol_options": {"max_headers_count": MAX_HEADERS, "max_response_headers_kb": MAX_HEADERS_KB},
+    }
+    return {"typed_extension_protocol_options": {kind: chosen}}
 
 
 def _thresholds(concurrency: Concurrency | None, budget: RetryBudget | None, protocol: str) -> Json:

@@ -6,11 +6,13 @@ cannot disagree. A few differences lie in a combination of fields rather than in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from resilmesh.envoy.clusters import is_address
+from resilmesh.policy.dangers import GRPC_WORDS
 from resilmesh.policy.fields import Block
 from resilmesh.policy.resolve import Path, effective
 
@@ -114,8 +116,18 @@ def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
             blocks.origin["outlier_detection"], "outlierDetection", "approximate",
             "when a retry finds no healthy endpoint, the library gives back the last answer; Envoy answers 503 'no healthy upstream'",
         )
-    if outlier is not None and outlier.max_ejection_percent % 1:
+    if outlier is not None:
+        for name, percent, whole in (
+            ("maxEjectionPercent", outlier.max_ejection_percent, int(outlier.max_ejection_percent)),
+            ("panicThreshold", outlier.panic_threshold, math.floor(outlier.panic_threshold + 0.5)),
+        ):
+            if percent != whole:
+                yield Note(
+                    (*blocks.origin["outlier_detection"], name), f"outlierDetection.{name}", "approximate",
+                    f"Envoy takes whole percents: {whole}",
+                )
+    if blocks.retries is not None and blocks.service.protocol != "GRPC" and GRPC_WORDS.intersection(map(str, blocks.retries.retry_on)):
         yield Note(
-            (*blocks.origin["outlier_detection"], "maxEjectionPercent"), "outlierDetection.maxEjectionPercent", "approximate",
-            f"Envoy takes whole percents: {int(outlier.max_ejection_percent)}",
+            (*blocks.origin["retries"], "retryOn"), "retries.retryOn", "approximate",
+            "Envoy looks for grpc-status in the headers of every answer; to the library a service of HTTP1 has none",
         )

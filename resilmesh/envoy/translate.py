@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resilmesh.envoy.clusters import TYPE, passthrough, socket_address
+from resilmesh.envoy.clusters import MAX_HEADERS, MAX_HEADERS_KB, TYPE, passthrough, socket_address
 from resilmesh.envoy.filters import fault_filter, host_lookup_filter, router
 from resilmesh.envoy.match import Claim, claims_by_domain, port_is
 from resilmesh.envoy.notes import Note, notes_on
@@ -122,6 +122,10 @@ def _listener(address: Address, virtual_hosts: list[Json], filters: list[Json], 
         "stream_idle_timeout": "0s",
         # A body that the deadline cuts off is seen to be cut off soon, not a second later.
         "delayed_close_timeout": "0.1s",
+        # Neither methods nor headers are refused: the service will say what it does not want.
+        "http_protocol_options": {"allow_custom_methods": True},
+        "max_request_headers_kb": MAX_HEADERS_KB,
+        "common_http_protocol_options": {"max_headers_count": MAX_HEADERS},
         "route_config": {"name": "egress", "ignore_port_in_host_matching": True, "virtual_hosts": virtual_hosts},
         "http_filters": filters,
     }

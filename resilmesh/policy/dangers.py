@@ -16,7 +16,8 @@ from resilmesh.units import format_duration
 if TYPE_CHECKING:
     from resilmesh.policy.model import Match, Policy, Service, Subset
 
-_GRPC_WORDS = {"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"}
+#: Retry words that only gRPC has.
+GRPC_WORDS = {"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"}
 _UNSAFE = {"POST", "PATCH"}
 
 
@@ -65,7 +66,7 @@ def _retries(report: Report, plan: Effective, has_grpc: bool) -> None:
     if plan.service.protocol == "GRPC" or not plan.service.hosts or (place[0] == "defaults" and has_grpc):
         return
     for number, word in enumerate(retries.retry_on):
-        if word in _GRPC_WORDS:
+        if word in GRPC_WORDS:
             message = f"{word!r} is a gRPC status, and service {plan.service.name!r} is {plan.service.protocol}"
             report.add(codes.FOREIGN_RETRY_WORD, (*place, "retryOn", number), message)
 

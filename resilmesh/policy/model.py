@@ -108,7 +108,7 @@ class CallBlocks(Block):
         "Longest time without a byte of the response.", None,
         envoy=approximates(
             "route.idle_timeout",
-            "Envoy's counts bytes of the request too, answers 504 'stream timeout' before the headers, and is never retried.",
+            "Envoy's counts bytes of the request too, answers 504 'stream timeout' before the headers, is never retried, and ejects nobody.",
         ),
         unit="duration", gt=0,
     )
@@ -190,10 +190,13 @@ class Service(ServiceBlocks):
         "Absent: reachable by name only.", None, envoy=maps_to("virtual_host.domains"), min_length=1,
     )
     protocol: Protocol = field(
-        "What the service speaks.", "HTTP1",
+        "What the service speaks. HTTP2: by ALPN over TLS, by prior knowledge without; needs the h2 package, and a transport of "
+        "the client's own kind.",
+        "HTTP1",
         envoy=approximates(
-            "HttpProtocolOptions.explicit_http_config", "The library's transport speaks what its http1= and http2= say.",
-            exact_for=("HTTP1",),
+            "HttpProtocolOptions.explicit_http_config",
+            "Under HTTP1 the library's transport still speaks HTTP/2 where the client was made with http2=True.",
+            exact_for=("HTTP1", "HTTP2"),
         ),
     )
     tls: Tls | None = field(

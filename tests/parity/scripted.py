@@ -24,7 +24,8 @@ class Say:
     delay: float = 0.0
     #: Between the headers and the body.
     body_delay: float = 0.0
-    how: Literal["answer", "reset", "close", "half"] = "answer"
+    #: ``last``: an answer, after which the connection is closed without a word.
+    how: Literal["answer", "last", "reset", "close", "half"] = "answer"
 
 
 OK = Say()
@@ -54,14 +55,15 @@ Script = Callable[[Seen, int], Say] | Sequence[Say] | Say
 class Service:
     """Listens from ``__enter__`` to ``__exit__``; a thread for each connection."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self._script: Script = OK
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self.seen: list[Seen] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=256)
         self.port: int = self._listener.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def __enter__(self) -> Service:
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -117,7 +119,8 @@ class Service:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if say.how in ("reset", "close"):
             return False
-        head = [("content-length", str(len(say.body))), *say.headers]
+        length = [] if say.status == 204 else [("content-length", str(len(say.body)))]
+        head = [*length, *say.headers]
         lines = [f"HTTP/1.1 {say.status} X", *(f"{name}: {value}" for name, value in head)]
         connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
         time.sleep(say.body_delay)
@@ -126,7 +129,7 @@ class Service:
             return False
         if request.method != "HEAD":
             connection.sendall(say.body)
-        return True
+        return say.how != "last"
 
 
 def _line(script: Script, request: Seen, before: int) -> Say:

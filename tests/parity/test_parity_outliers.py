@@ -52,6 +52,36 @@ def test_a_success_in_between_starts_the_count_again(services: Services) -> None
     assert both.envoy.attempts == 9
 
 
+HALF = Say(body=b"x" * 1000, how="half")
+LATE_BODY = Say(body=b"x" * 1000, body_delay=0.4)
+
+
+@pytest.mark.parametrize(("threshold", "outcomes", "attempts"), [
+    (1, [HALF], 1),
+    (2, [HALF], 4),  # each has begun well, so no two are in a row
+    (2, [HALF, status(500)], 2),
+    (2, [Say(status=500, body=b"x" * 1000, how="half")], 1),  # its status is one failure, its body another
+    (1, [LATE_BODY], 4),  # cut off by the timeout, which is not the endpoint's doing
+], ids=["once", "never two", "and an error", "twice at once", "too late"])
+@covers("OutlierDetection.consecutive_5xx_errors")
+def test_bodies_that_break(services: Services, threshold: int, outcomes: list[Say], attempts: int) -> None:
+    text = policy(f"{{consecutive5xxErrors: {threshold}}}", "timeout: 150ms")
+    both = side_by_side(services, text, some(4), a=outcomes)
+    both.agree()
+    assert both.envoy.attempts == attempts
+
+
+@pytest.mark.parametrize(("threshold", "attempts"), [(1, 1), (2, 4)])
+@pytest.mark.parametrize("outcome", [RESET, HALF, Say(delay=0.3)], ids=["reset", "half", "too late"])
+@covers("OutlierDetection.split_external_local_origin_errors", "OutlierDetection.consecutive_local_origin_failures")
+def test_what_breaks_a_connection_counts_once_at_most_when_split(services: Services, outcome: Say, threshold: int, attempts: int) -> None:
+    """The connection that was made starts the count again, and so only a threshold of one is reached."""
+    outlier = f"{{splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: {threshold}}}"
+    both = side_by_side(services, policy(outlier, "timeout: 150ms"), some(4), a=outcome)
+    both.agree()
+    assert both.envoy.attempts == attempts
+
+
 @covers("OutlierDetection.consecutive_5xx_errors")
 def test_null_counts_nothing(services: Services) -> None:
     text = policy("{consecutive5xxErrors: null, consecutiveGatewayErrors: 8}")
@@ -161,6 +191,17 @@ def test_panic(services: Services, threshold: int, panics: bool) -> None:
     both = side_by_side(services, text, some(24), a=status(503))
     for plane in both:
         assert len(plane.seen["a"]) == (pytest.approx(12, abs=2) if panics else 2)
+
+
+@pytest.mark.parametrize(("threshold", "panics"), [(66, False), (67, True), (100, True)])
+@covers("OutlierDetection.panic_threshold")
+def test_panic_while_most_are_well(services: Services, threshold: int, panics: bool) -> None:
+    """Left to itself, Envoy never panics while 71.4 % are healthy."""
+    text = policy(f"{{consecutive5xxErrors: 1, panicThreshold: {threshold}}}",
+                  endpoints='{address: "$a"}, {address: "$b"}, {address: "$c"}')
+    both = side_by_side(services, text, some(24), a=status(503))
+    for plane in both:
+        assert len(plane.seen["a"]) == (pytest.approx(8, abs=2) if panics else 1)
 
 
 @covers("OutlierDetection.panic_threshold")
