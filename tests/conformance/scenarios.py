@@ -181,7 +181,7 @@ SCENARIOS = [
         ["started, try 1, FAILURE, backoff 0s, try 2, started, rejected ConcurrencyExceeded, SUCCESS, end SUCCESS"],
     ),
     Scenario(
-        "no time for another try", {"timeout": "1s", "retries": TWICE}, ["2s fail"], ["fail"],
+        "no time for another try", {"timeout": "2s", "retries": TWICE.replace("base: 1ms", "base: 100s, max: 100s")}, ["1s fail"], ["fail"],
         ["started, try 1, FAILURE, no retry: deadline, end FAILURE"],
     ),
     Scenario(

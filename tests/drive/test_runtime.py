@@ -16,8 +16,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyn
 
 
 def kept() -> int:
-    """How many limits are remembered by anything, however the timer keeps them."""
-    return sum(type(each) is _AsyncioLimit for each in gc.get_objects())
+    """How many limits of this loop are remembered by anything, however the timer keeps them."""
+    loop = asyncio.get_running_loop()
+    return sum(type(each) is _AsyncioLimit and each.timer.loop is loop for each in gc.get_objects())
 
 
 async def cut_after(seconds: float) -> float:
