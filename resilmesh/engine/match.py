@@ -6,7 +6,8 @@ that the cost does not grow with the number of services.
 
 Values are compared as Envoy compares them: header names without case, values with it; the path without the query;
 a regular expression (RE2) must match the whole value. Of a header that is sent several times one value must match; of
-a query parameter the first value counts, as it is sent, escapes and all.
+a query parameter the first value counts, as it is sent, escapes and all. Beyond ASCII bytes are compared, of which
+those of the policy are UTF-8: here a character stands for each.
 """
 
 from __future__ import annotations
@@ -146,9 +147,19 @@ def _header(name: str, wanted: StringMatch) -> Predicate:
 def _values(headers: Headers, name: str) -> Sequence[str]:
     several = getattr(headers, "get_list", None)  # httpx.Headers, whose `get` joins them
     if several is not None:
-        return several(name)  # type: ignore[no-any-return]  # httpx's own type
-    value = headers.get(name)
-    return () if value is None else (value,)
+        found: Sequence[str] = several(name)
+    else:
+        value = headers.get(name)
+        found = () if value is None else (value,)
+    if all(map(str.isascii, found)):
+        return found
+    # httpx guesses the encoding from all headers together.
+    return [_bytewise(each, getattr(headers, "encoding", "utf-8")) for each in found]
+
+
+def _bytewise(text: str, encoding: str = "utf-8") -> str:
+    """A character for each byte of ``text``."""
+    return text if text.isascii() else text.encode(encoding).decode("latin-1")
 
 
 def _query(name: str, wanted: StringMatch) -> Predicate:
@@ -175,13 +186,13 @@ def _first(query: str, name: str) -> str | None:
 def _string(wanted: Any) -> Callable[[str], bool]:
     """The comparison of a StringMatch or PathMatch."""
     if wanted.exact is not None:
-        exact = wanted.exact
+        exact = _bytewise(wanted.exact)
         return lambda value: bool(value == exact)
     if wanted.prefix is not None:
-        prefix = wanted.prefix
+        prefix = _bytewise(wanted.prefix)
         return lambda value: value.startswith(prefix)
     if getattr(wanted, "suffix", None) is not None:
-        suffix = wanted.suffix
+        suffix = _bytewise(wanted.suffix)
         return lambda value: value.endswith(suffix)
-    pattern = compile_regex(wanted.regex)
+    pattern = compile_regex(_bytewise(wanted.regex))
     return lambda value: pattern.fullmatch(value) is not None

@@ -96,7 +96,30 @@ def _in_combination(policy: Policy, index: int, service: Service) -> Iterator[No
         yield from _of_route(policy, index, number)
 
 
+#: Headers of the connection, which Envoy takes off, and headers that it writes itself, before it looks for a route.
+_HEADERS_OF_ENVOY = frozenset({
+    "connection", "expect", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "x-forwarded-proto",
+})
+#: Headers that Envoy keeps one value of, and joins by commas when there are several.
+_JOINED_HEADERS = frozenset({
+    "accept", "accept-encoding", "authorization", "cache-control", "content-type", "if-none-match", "origin", "pragma", "referer",
+    "user-agent", "via", "x-forwarded-for", "x-request-id",
+})
+
+
+def _of_match(policy: Policy, index: int, route: int) -> Iterator[Note]:
+    for number, match in enumerate((policy.services[index].routes or [])[route].match or ()):
+        for name in match.headers or ():
+            where = ("services", index, "routes", route, "match", number, "headers", name)
+            if name in _HEADERS_OF_ENVOY or name.startswith("x-envoy-"):
+                yield Note(where, f"match.headers.{name}", "approximate", f"Envoy takes {name} off a request, or writes its own, first")
+            elif name in _JOINED_HEADERS:
+                yield Note(where, f"match.headers.{name}", "approximate", f"to Envoy a {name} that is sent several times is one value")
+
+
 def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
+    if route is not None:
+        yield from _of_match(policy, index, route)
     blocks = effective(policy, index, route)
     if blocks.mode != "ENFORCE":
         return

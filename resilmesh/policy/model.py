@@ -108,7 +108,7 @@ class CallBlocks(Block):
         "Longest time without a byte of the response.", None,
         envoy=approximates(
             "route.idle_timeout",
-            "Envoy's counts bytes of the request too, answers 504 'stream timeout' before the headers, is never retried, and ejects nobody.",
+            "Envoy's counts bytes of the request too, answers 504 'stream timeout' before the headers, is never retried, ejects nobody.",
         ),
         unit="duration", gt=0,
     )

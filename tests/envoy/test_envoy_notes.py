@@ -88,3 +88,23 @@ defaults: {{rateLimit: [{{requests: 1}}, {{requests: 2}}]}}
 services:
 - {{name: a, {ENDPOINT}, routes: [{{name: r, match: {{path: /}}}}, {{name: s, match: {{path: /s}}}}]}}
 """) == [("rateLimit", "approximate")]
+
+
+def test_percents_that_are_not_whole() -> None:
+    found = notes(f"services: [{{name: a, {ENDPOINT}, outlierDetection: {{maxEjectionPercent: 33.4, panicThreshold: 66.5}}}}]")
+    assert [(note.block, note.message) for note in found] == [
+        ("outlierDetection.maxEjectionPercent", "Envoy takes whole percents: 33"),
+        ("outlierDetection.panicThreshold", "Envoy takes whole percents: 67"),
+    ]
+
+
+def test_words_of_grpc_on_a_service_that_speaks_none() -> None:
+    found = blocks(f"services: [{{name: a, {ENDPOINT}, retries: {{retryOn: [unavailable], retryAfter: null}}}}]")
+    assert ("retries.retryOn", "approximate") in found
+
+
+def test_headers_that_envoy_handles_itself() -> None:
+    match = "match: {headers: {connection: close, accept: a, x-envoy-internal: 'true', x-a: b}}"
+    found = notes(f"services: [{{name: a, {ENDPOINT}, routes: [{{name: r, {match}}}]}}]")
+    assert [note.block for note in found] == ["match.headers.connection", "match.headers.accept", "match.headers.x-envoy-internal"]
+    assert found[0].path == ("services", 0, "routes", 0, "match", 0, "headers", "connection")

@@ -130,6 +130,41 @@ def test_a_status_that_no_standard_knows_is_no_failure(services: Services) -> No
     assert both.envoy.statuses == [600, 999]
 
 
+def _matching(conditions: list[str]) -> str:
+    return policy("routes:" + "".join(
+        f"\n  - {{name: r{index}, match: {{headers: {{{condition}}}}}, fault: {{abort: {{httpStatus: {400 + index}}}}}}}"
+        for index, condition in enumerate(conditions)
+    ))
+
+
+@covers("Match.headers")
+def test_header_values_beyond_ascii_are_bytes(services: Services) -> None:
+    conditions = ["x-a: caf\xe9", "x-b: {regex: 'caf.'}", "x-c: {suffix: \xe9}", "x-d: {regex: 'caf..'}"]
+    values = ["caf\xe9".encode(), "caf\xe9".encode("latin-1")]
+
+    def traffic(caller: Caller) -> None:
+        for name in ("x-a", "x-b", "x-c", "x-d"):
+            for value in values:
+                caller.get(headers=[(name, value)])
+
+    both = side_by_side(services, _matching(conditions), traffic)
+    both.agree()
+    assert both.envoy.statuses == [400, 200, 200, 401, 402, 200, 403, 200]
+
+
+@covers("Match.headers")
+def test_difference_headers_that_envoy_handles_itself(services: Services) -> None:
+    """The notes name them: of the connection, or kept as one value."""
+
+    def traffic(caller: Caller) -> None:
+        caller.get(headers=[("keep-alive", "timeout=5")])
+        caller.get(headers=[("accept", "text/a"), ("accept", "text/b")])
+
+    both = side_by_side(services, _matching(["keep-alive: {present: true}", "accept: text/a"]), traffic)
+    assert both.library.statuses == [400, 401]
+    assert both.envoy.statuses == [200, 200]
+
+
 ODD_PATHS = [
     "//", "//a", "/a//b", "/a/./b", "/a/../b", "/%2e%2e/a", "/a%2fb", "/a%2Fb", "/a%5Cb", "/%00", "/%zz", "/a%", "/caf%C3%A9", "/caf\xe9",
     "/a b", "/a+b", "/??", "/a?b?c", "/a?b#c", "/a;b=c", "/:a", "/@", "/~", "/[x]", "/{x}", "/|", '/"', "/*", "/a?b=%20", "/a?b=c d",
