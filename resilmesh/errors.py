@@ -5,7 +5,7 @@
       UnknownService         a name that the policy does not have
       Rejected               nothing was sent                 .service .route .retry_after
         CircuitOpen  ConcurrencyExceeded  RateLimited  NoHealthyEndpoint  Forbidden
-      DeadlineExceeded       also a TimeoutError              .service .route .attempts .timeout
+      DeadlineExceeded       also a TimeoutError              .service .route .attempts
       InjectedFault          an abort on a guarded function   .service .route .status
 
 A client's adapter raises subclasses that are also the client's own exceptions (an httpx ``CircuitOpen``

@@ -119,6 +119,7 @@ class Compiler:
             split=self._split(blocks.split, blocks, detector),
             fault=None if blocks.fault is None else _fault(blocks.fault),
             fault_scope="CALL" if blocks.fault is None else blocks.fault.scope,
+            http2=blocks.service.protocol == "HTTP2",
         )
 
     # --------------------------------------------------------------------------------------------- state

@@ -63,7 +63,7 @@ class Plan:
     """What a driver and the engine need to know about one route."""
 
     __slots__ = (
-        "balancer", "breaker", "budget", "concurrency", "connect_timeout", "drill", "endpoints", "fault", "hub", "idle_timeout", "limit",
+        "balancer", "breaker", "budget", "concurrency", "connect_timeout", "drill", "endpoints", "fault", "http2", "hub", "idle_timeout", "limit",
         "max_pending_wait", "mode", "per_try", "plain", "quick", "respond", "retries", "retry_idempotent", "rng", "route", "service",
         "split", "stats", "timeout",
     )
@@ -93,6 +93,7 @@ class Plan:
         split: Split | None = None,
         fault: Fault | None = None,
         fault_scope: Literal["CALL", "ATTEMPT"] = "CALL",
+        http2: bool = False,
     ) -> None:
         self.service = service
         self.route = route
@@ -113,6 +114,8 @@ class Plan:
         self.concurrency = concurrency
         self.max_pending_wait = max_pending_wait
         self.endpoints = endpoints
+        #: protocol: HTTP2
+        self.http2 = http2
         self.balancer = balancer
         self.split = split
         #: The fault of call scope, or of attempt scope: one of the two at most.

@@ -46,7 +46,7 @@ class Wire:
     The base of the exchange, which fills it in: an object less for each call.
     """
 
-    __slots__ = ("connect_timeout", "idle_timeout", "monotonic", "until", "written")
+    __slots__ = ("alone", "connect_timeout", "idle_timeout", "monotonic", "until", "written")
 
     monotonic: Callable[[], float]
     #: Seconds to connect, TLS included; ``inf`` when the policy does not say.
@@ -55,8 +55,11 @@ class Wire:
     idle_timeout: float
     #: Absolute end of the attempt, and once there are headers of the call.
     until: float
-    #: Whether a byte of the request may have left.
+    #: Whether a byte of the request may have left: taken for granted until the backend begins a connection for it, because
+    #: a mock or a foreign transport in place of the backend does not tell.
     written: bool
+    #: No neighbour can have written our frames: the connection is not shared (HTTP/1.1).
+    alone: bool
 
     def left(self) -> float:
         """Seconds that remain, more than none. Raises ``LimitPassed``."""
@@ -72,8 +75,10 @@ class Wire:
             return timeout, False
         return left, True
 
-    def connect_by(self) -> float:
-        """Absolute end of a connect that begins now, by connectTimeout."""
+    def begin_connect(self) -> float:
+        """A connection is begun, so nothing has been written. Absolute end of the connect, by connectTimeout."""
+        if self.alone:
+            self.written = False
         return self.monotonic() + self.connect_timeout
 
     def connect_bound(self, timeout: float | None, connect_by: float) -> tuple[float | None, bool]:
@@ -201,7 +206,7 @@ class Backend:
         wire = CURRENT.get()
         if wire is None:
             return Stream(self._inner.connect_tcp(host, port, timeout, local_address, socket_options), self._core, INFINITY, self._proof)
-        by = wire.connect_by()
+        by = wire.begin_connect()
         # One at a time, because `socket.create_connection` gives each address of a name the whole time-out anew.
         addresses = _addresses(host, port)
         for address in addresses:
@@ -223,7 +228,7 @@ class Backend:
         wire = CURRENT.get()
         by, ours = INFINITY, False
         if wire is not None:
-            by = wire.connect_by()
+            by = wire.begin_connect()
             timeout, ours = wire.connect_bound(timeout, by)
         try:
             return Stream(self._inner.connect_unix_socket(path, timeout, socket_options), self._core, by, self._proof)
@@ -348,7 +353,7 @@ class AsyncBackend:
         wire = CURRENT.get()
         by, ours = INFINITY, False
         if wire is not None:
-            by = wire.connect_by()
+            by = wire.begin_connect()
             timeout, ours = wire.connect_bound(timeout, by)
         try:
             return AsyncStream(await connect(*where, timeout, *options), self._core, by, self._proof)

@@ -26,7 +26,7 @@ from resilmesh.engine.verdict import NO_VERDICT, Answer, Verdict, mask, of_statu
 
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
-    from resilmesh.engine.plan import Plan
+    from resilmesh.engine.plan import Plan, RetryPlan
     from resilmesh.http.backend import LimitPassed
 
 _FAILED: Final = mask("5xx", "gateway-error", "reset")
@@ -43,14 +43,17 @@ _OPEN: Final = {status: Answer(*of_status(status), status, complete=False) for s
 _COMPLETE: Final = {status: Answer(*of_status(status), status) for status in range(100, 600)}
 
 
-def of_response(response: Any, clock: Clock) -> Answer:
-    """The answer that a response's status and headers are. Shared objects wherever the headers say nothing."""
+def of_response(response: Any, clock: Clock, retries: RetryPlan | None = None) -> Answer:
+    """The answer that a response's status and headers are. Shared objects wherever the headers say nothing.
+
+    Of a response below 400 the headers matter only where ``retries`` may repeat it.
+    """
     status = response.status_code
     complete = response.is_closed
     answer = (_COMPLETE if complete else _OPEN).get(status)
     if answer is None:  # a status that no standard knows
         answer = Answer(*of_status(status), status, complete=complete)
-    if status < 400:
+    if status < 400 and (retries is None or not (retries.words & _RATE_LIMITED or status in retries.statuses)):
         return answer
     headers = response.headers
     words = _RATE_LIMITED if "x-envoy-ratelimited" in headers else answer.words

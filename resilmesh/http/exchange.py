@@ -71,7 +71,7 @@ class Exchange(Wire):
     def prepare(self, call: Call) -> Any:
         """The request of the next attempt: the user's own, or a copy where something must differ."""
         endpoint, request = call.endpoint, self.request
-        self.lane = lane = self.lanes.to(self.library, endpoint, request)
+        self.lane = lane = self.lanes.to(self.library, endpoint, request, self.plan.http2)
         self._address = None if endpoint is None else endpoint.address
         if call.number > 1:
             self.response = self.error = None
@@ -79,8 +79,8 @@ class Exchange(Wire):
                 self.body.rewind()
         until, deadline = call.headers_by, call.deadline
         self.until = until = until if until < deadline else deadline
-        # On a shared connection a neighbour may have written our frames; a foreign transport does not tell.
-        self.written = lane.multiplexed or lane.foreign
+        self.written = True
+        self.alone = not lane.multiplexed
         moves = lane.rewrites and endpoint is not None
         if until == INFINITY and not moves:
             return request
@@ -120,7 +120,7 @@ class Exchange(Wire):
 
     def responded(self, response: Any) -> Answer:
         self.response = response
-        self.answer = classify.of_response(response, self._clock)
+        self.answer = classify.of_response(response, self._clock, self.plan.retries)
         return self.answer
 
     def failed(self, error: Exception) -> Answer:

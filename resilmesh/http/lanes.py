@@ -48,20 +48,21 @@ class Lanes:
         self._options = options
         self._foreign = Lane(inner, foreign=True, rewrites=True) if inner is not None and not pool.is_plain(inner) else None
         self._prototypes: dict[str, Any] = {}
-        self._lanes: dict[tuple[str, str | None, str | None], Lane] = {}
+        #: By library, address, host that TLS is to prove, and whether `protocol: HTTP2` asks for nothing else.
+        self._lanes: dict[tuple[str, str | None, str | None, bool], Lane] = {}
         #: Lanes to endpoints that have left the policy, until the last call on each has ended.
         self.retired: list[Lane] = []
         self._lock = threading.Lock()
 
-    def to(self, library: Library, endpoint: Endpoint | None, request: Any) -> Lane:
-        """The lane to an endpoint, or to where the URL says."""
+    def to(self, library: Library, endpoint: Endpoint | None, request: Any, http2: bool) -> Lane:
+        """The lane to an endpoint, or to where the URL says. ``http2``: by nothing but HTTP/2."""
         if self._foreign is not None:
             return self._foreign
         address = None if endpoint is None else endpoint.address
         try:
-            return self._lanes[library.name, address, None]
+            return self._lanes[library.name, address, None, http2]
         except KeyError:
-            return self._open(library, endpoint, request.url.host)
+            return self._open(library, endpoint, request.url.host, http2)
 
     def warm(self, library: Library) -> None:
         """Make the client's own transport, which reads every CA certificate, before the first call's time begins to run."""
@@ -79,14 +80,14 @@ class Lanes:
             found = self._prototypes.setdefault(library.name, made)
         return found
 
-    def _open(self, library: Library, endpoint: Endpoint | None, host: str) -> Lane:
+    def _open(self, library: Library, endpoint: Endpoint | None, host: str, http2: bool) -> Lane:
         with self._lock:
             prototype = self._prototype(library)
             # Behind a proxy the endpoint stands in the URL, and a connection is good for the one host that TLS proved.
             proxied = endpoint is not None and pool.is_proxied(prototype)
-            key = (library.name, None if endpoint is None else endpoint.address, host if proxied else None)
+            key = (library.name, None if endpoint is None else endpoint.address, host if proxied else None, http2)
             if key not in self._lanes:
-                inner = pool.clone(prototype, library.core, endpoint, proves=host if proxied else None)
+                inner = pool.clone(prototype, library.core, endpoint, proves=host if proxied else None, http2=http2)
                 self._lanes[key] = Lane(inner, multiplexed=pool.speaks_http2(inner), rewrites=proxied)
             return self._lanes[key]
 

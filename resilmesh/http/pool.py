@@ -32,16 +32,19 @@ def is_plain(transport: Any) -> bool:
     )
 
 
-def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str | None = None) -> Any:
+def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str | None = None, http2: bool = False) -> Any:
     """A transport like ``transport``, with an empty pool that dials ``endpoint``, or where the URL says.
 
-    ``proves``: the pool's proxy does the dialling, by URLs that name the endpoint, and TLS is to prove this host.
+    ``http2``: it speaks nothing but HTTP/2. ``proves``: the pool's proxy does the dialling, by URLs that name the endpoint, and TLS is to prove this host.
     """
     pool = copy.copy(transport._pool)
     pool._connections = []
     pool._requests = []
     pool._optional_thread_lock = type(pool._optional_thread_lock)()
     blocking = hasattr(pool, "handle_request")
+    if http2:
+        _require_h2()
+        pool._http1, pool._http2 = False, True
     address = None if endpoint is None or proves is not None else (endpoint.host, endpoint.port)
     proof = None if endpoint is None or proves is None else (endpoint.host, proves)
     pool._network_backend = (Backend if blocking else AsyncBackend)(pool._network_backend, core, address, proof)
@@ -50,6 +53,13 @@ def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str |
     twin = copy.copy(transport)
     twin._pool = pool
     return twin
+
+
+def _require_h2() -> None:
+    try:
+        import h2  # noqa: F401  # httpcore imports it when a connection is made, and by then the reason is hard to see
+    except ImportError:
+        raise ImportError("the policy says `protocol: HTTP2`, which needs the h2 package: pip install 'httpx[http2]'") from None
 
 
 def one_call_each(pool: Any) -> None:

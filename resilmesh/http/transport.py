@@ -2,8 +2,8 @@
 
     client = httpx.Client(transport=resilmesh.http.Transport(mesh))
 
-A total deadline is exact, body included: see ``backend``. With a foreign ``inner=`` a server that drips its answer can
-exceed it, because only the time-outs of that transport bound it. A Python thread cannot be interrupted: code of the
+A total deadline is exact, body included: see ``backend``. With a foreign ``inner=`` a server that drips its headers can
+exceed it, because only the time-outs of that transport bound it, and the body is looked at between its parts. A Python thread cannot be interrupted: code of the
 user that runs inside a call (a generator body, a trace callback) is not.
 """
 
@@ -15,7 +15,7 @@ from resilmesh.drive.sync import run
 from resilmesh.engine.verdict import Verdict
 from resilmesh.errors import Forbidden
 from resilmesh.http import pool
-from resilmesh.http.backend import CURRENT, LimitPassed
+from resilmesh.http.backend import CURRENT, INFINITY, LimitPassed
 from resilmesh.http.base import PolicyTransport
 from resilmesh.http.exchange import KEPT_BYTES, Exchange
 from resilmesh.http.library import library_of
@@ -125,10 +125,13 @@ class Body:
 
     def __iter__(self) -> Iterator[bytes]:
         exchange, chunks = self._exchange, iter(self._stream)
+        foreign = exchange.lane.foreign
         while True:
             outer = CURRENT.get()
             CURRENT.set(exchange)
             try:
+                if foreign and exchange.until != INFINITY:
+                    exchange.left()  # no backend of ours looks at the time before each read
                 chunk = next(chunks)
             except StopIteration:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import sys
 import time
 from collections.abc import Iterator
 from types import ModuleType
@@ -27,6 +28,22 @@ def h2_service() -> Iterator[Http2Service]:
     service = Http2Service()
     yield service
     service.stop()
+
+
+def test_the_policy_makes_it_the_only_protocol(driver: Driver, h2_service: Http2Service) -> None:
+    mesh = mesh_of(h2_service.address, protocol="HTTP2", timeout="2s")
+    with driver.client(transport=driver.transport(mesh)) as client:
+        response = client.get(BASE + "/ok")
+    assert (response.status_code, response.http_version) == (200, "HTTP/2")
+
+
+def test_without_h2_the_policy_says_what_is_missing(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = mesh_of("127.0.0.1:1", protocol="HTTP2")
+    with driver.client(transport=driver.transport(mesh)) as client:
+        monkeypatch.setitem(sys.modules, "h2", None)
+        with pytest.raises(ImportError, match=r"needs the h2 package: pip install"):
+            client.get(BASE + "/ok")
+    assert mesh.snapshot()["inFlight"] == 0
 
 
 def test_a_call_over_http2(driver: Driver, h2_service: Http2Service) -> None:

@@ -93,7 +93,7 @@ def wire() -> Iterator[Wire]:
     wire = Wire()
     wire.monotonic = time.monotonic
     wire.until = wire.connect_timeout = wire.idle_timeout = float("inf")
-    wire.written = False
+    wire.written = wire.alone = True
     CURRENT.set(wire)
     yield wire
     CURRENT.set(None)

@@ -51,5 +51,5 @@ class H2Service:
                         protocol.send_headers(event.stream_id, [(":status", "200"), ("content-length", "2")])
                         protocol.send_data(event.stream_id, b"h2", end_stream=True)
                 connection.sendall(protocol.data_to_send())
-        except OSError:
-            return
+        except (OSError, h2.exceptions.ProtocolError):  # the latter: the client speaks HTTP/1.1
+            connection.close()

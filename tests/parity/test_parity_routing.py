@@ -343,16 +343,17 @@ def test_an_endpoint_by_name(services: Services) -> None:
 def test_http2(services: Services) -> None:
     with H2Service() as h2:
         text = _among(f'endpoints: [{{address: "{h2.address}"}}]\n  protocol: HTTP2\n  timeout: 5s')
-        both = side_by_side(services, text, lambda caller: caller.get(), transport={"http1": False, "http2": True})
+        both = side_by_side(services, text, lambda caller: caller.get())
         assert h2.requests == 2
     both.agree()
     assert both.envoy.bodies == ["h2"]
 
 
 @covers("Service.protocol")
-def test_difference_the_librarys_transport_speaks_what_it_was_told_to(services: Services) -> None:
-    text = _among('endpoints: [{address: "$a"}]\n  protocol: HTTP2')
-    both = side_by_side(services, text, lambda caller: caller.get())
+def test_difference_under_http1_the_librarys_transport_still_speaks_http2_if_told_to(services: Services) -> None:
+    with H2Service() as h2:
+        text = _among(f'endpoints: [{{address: "{h2.address}"}}]\n  protocol: HTTP1')
+        both = side_by_side(services, text, lambda caller: caller.get(), transport={"http1": False, "http2": True})
     assert both.library.statuses == [200]
     assert both.envoy.statuses in ([502], [503])
 
