@@ -340,7 +340,7 @@ class Mesh:
 
     def _after_fork(self) -> None:
         self._applying = threading.Lock()
-        self._hub.orphans.clear()
+        self._hub.after_fork()
         self._store.after_fork()
         if not self._seeded:
             # Workers forked from one parent must not draw the same jitter.

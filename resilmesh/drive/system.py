@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from resilmesh.clock import Clock, Lend
 
 
+#: Longest wait for a waker, in seconds. A slot may be held by a response that was forgotten; its finalizer must not wake
+#: anybody (it may run inside a lock's holder), so whoever waits looks now and then.
+_LOOK_AGAIN = 1.0
+
+
 class SystemClock:
     """The operating system's clocks."""
 
@@ -21,7 +26,7 @@ class SystemClock:
     def wait(self, lend: Lend, seconds: float) -> None:
         event = threading.Event()
         lend(event.set)
-        event.wait(None if seconds == float("inf") else min(seconds, threading.TIMEOUT_MAX))
+        event.wait(min(seconds, _LOOK_AGAIN))
 
     async def sleep_async(self, seconds: float) -> None:
         from resilmesh.drive import runtime  # brings asyncio, which sync programs do without
@@ -31,7 +36,7 @@ class SystemClock:
     async def wait_async(self, lend: Lend, seconds: float) -> None:
         from resilmesh.drive import runtime
 
-        await runtime.wait(lend, seconds)
+        await runtime.wait(lend, min(seconds, _LOOK_AGAIN))
 
 
 SYSTEM: Clock = SystemClock()

@@ -258,8 +258,10 @@ class Call:
         return self._leave_queue(now)
 
     def _leave_queue(self, now: float) -> Step:
-        gate = self.plan.concurrency
+        gate, hub = self.plan.concurrency, self.plan.hub
         assert gate is not None
+        if hub.orphans:  # one of them may hold the slot that this call waits for
+            hub.drain(now)
         claimed = gate.claim(self._ticket)
         if self._phase == _OVER:  # by another thread, which gives the ticket up. No call between this line and `_gate`
             return RAISE

@@ -25,8 +25,10 @@ It should return fast. One that raises is logged once and dropped: telling must 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,9 +56,10 @@ Observer = Callable[[Event], None]
 class Hub:
     """Where events go, and where calls that nobody ended wait to be cleaned up. One per mesh."""
 
-    __slots__ = ("observers", "orphans", "serial")
+    __slots__ = ("_lock", "observers", "orphans", "serial")
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         #: Replaced, never mutated: a call reads it once.
         self.observers: tuple[Observer, ...] = ()
         #: Calls whose response was garbage-collected. A finalizer may run inside a lock's holder, so it only appends.
@@ -64,12 +67,21 @@ class Hub:
         self.serial = count(1)
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
-        self.observers = (*self.observers, observer)
+        """Have ``observer`` called from now on; the returned function ends that, once."""
+        with self._lock:
+            self.observers = (*self.observers, observer)
+        return partial(self._drop, [observer])
 
-        def unsubscribe() -> None:
-            self.observers = tuple(each for each in self.observers if each is not observer)
-
-        return unsubscribe
+    def _drop(self, subscribed: list[Observer]) -> None:
+        with self._lock:
+            if subscribed:
+                left = list(self.observers)
+                observer = subscribed.pop()
+                for index, each in enumerate(left):
+                    if each is observer:
+                        del left[index]
+                        break
+                self.observers = tuple(left)
 
     def emit(
         self, at: float, name: str, service: str = "", route: str | None = None, call: int = 0, attempt: int = 0, **detail: Any,
@@ -82,7 +94,7 @@ class Hub:
             try:
                 observer(event)
             except Exception:
-                self.observers = tuple(each for each in self.observers if each is not observer)
+                self._drop([observer])
                 log.exception("an observer raised at %s and is unsubscribed", name)
 
     def drain(self, now: float) -> None:
@@ -94,3 +106,8 @@ class Hub:
             except IndexError:  # another thread was faster
                 return
             call.abandon(now)
+
+    def after_fork(self) -> None:
+        """The calls that were left behind are the parent's."""
+        self._lock = threading.Lock()
+        self.orphans.clear()

@@ -63,9 +63,9 @@ class Plan:
     """What a driver and the engine need to know about one route."""
 
     __slots__ = (
-        "balancer", "breaker", "budget", "concurrency", "connect_timeout", "drill", "endpoints", "fault", "http2", "hub", "idle_timeout", "limit",
-        "max_pending_wait", "mode", "per_try", "plain", "quick", "respond", "retries", "retry_idempotent", "rng", "route", "service",
-        "split", "stats", "timeout",
+        "balancer", "breaker", "budget", "concurrency", "connect_timeout", "drill", "endpoints", "fault", "http2", "hub",
+        "idle_timeout", "limit", "max_pending_wait", "mode", "per_try", "plain", "quick", "respond", "retries", "retry_idempotent",
+        "rng", "route", "service", "split", "stats", "timeout",
     )
 
     def __init__(

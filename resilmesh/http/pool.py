@@ -35,7 +35,8 @@ def is_plain(transport: Any) -> bool:
 def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str | None = None, http2: bool = False) -> Any:
     """A transport like ``transport``, with an empty pool that dials ``endpoint``, or where the URL says.
 
-    ``http2``: it speaks nothing but HTTP/2. ``proves``: the pool's proxy does the dialling, by URLs that name the endpoint, and TLS is to prove this host.
+    ``http2``: it speaks nothing but HTTP/2. ``proves``: the pool's proxy does the dialling, by URLs that name the
+    endpoint, and TLS is to prove this host.
     """
     pool = copy.copy(transport._pool)
     pool._connections = []

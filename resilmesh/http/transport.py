@@ -3,8 +3,8 @@
     client = httpx.Client(transport=resilmesh.http.Transport(mesh))
 
 A total deadline is exact, body included: see ``backend``. With a foreign ``inner=`` a server that drips its headers can
-exceed it, because only the time-outs of that transport bound it, and the body is looked at between its parts. A Python thread cannot be interrupted: code of the
-user that runs inside a call (a generator body, a trace callback) is not.
+exceed it, because only the time-outs of that transport bound it; its body is looked at between two parts. A Python
+thread cannot be interrupted: code of the user that runs inside a call (a generator body, a trace callback) is not.
 """
 
 from __future__ import annotations
