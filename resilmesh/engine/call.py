@@ -465,7 +465,8 @@ class Call:
         retries = self.plan.retries
         assert retries is not None
         draw = self.plan.rng.random()
-        if answer.retry_after is not None and retries.retry_after_max is not None and answer.retry_after <= retries.retry_after_max:
+        # A service that asks for no wait gets the backoff, as in Envoy.
+        if answer.retry_after and retries.retry_after_max is not None and answer.retry_after <= retries.retry_after_max:
             return come_back(answer.retry_after, draw)
         return backoff(self.number, retries.base, retries.longest, draw)
 

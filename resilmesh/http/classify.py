@@ -145,8 +145,8 @@ def stream_reset(error: BaseException) -> int | None:
 def retry_after(headers: Any, clock: Clock) -> float | None:
     """Seconds that the service asks to wait: Retry-After (seconds, or an HTTP-date), else X-RateLimit-Reset (Unix time)."""
     value = headers.get("retry-after")
-    if value is not None:
-        return _seconds(value.strip(), clock)
+    if value is not None and (seconds := _seconds(value.strip(), clock)) is not None:
+        return seconds
     value = headers.get("x-ratelimit-reset")
     if value is not None and value.isascii() and value.isdigit() and len(value) < 16:
         # Some services send seconds here; read as a time that is long past, they are ignored.
@@ -156,8 +156,9 @@ def retry_after(headers: Any, clock: Clock) -> float | None:
 
 
 def _seconds(value: str, clock: Clock) -> float | None:
-    if value.isascii() and value.isdigit():
-        return float(value) if len(value) < 16 else None
+    first = value.partition(",")[0]  # of several headers, which httpx joins; a date has a comma too
+    if first.isascii() and first.isdigit():
+        return float(first) if len(first) < 16 else None
     from email.utils import parsedate_to_datetime
 
     try:

@@ -45,7 +45,10 @@ class Backoff(Block):
 
 
 class RetryAfter(Block):
-    """A service's own word on when to come back (Retry-After, or X-RateLimit-Reset in Unix time) replaces the backoff."""
+    """A service's own word on when to come back (Retry-After, or X-RateLimit-Reset in Unix time) replaces the backoff.
+
+    Asked for no wait at all, the backoff stays.
+    """
 
     max: Duration = field(
         "Longest value that is believed; a longer one is ignored and the backoff is used.", 60.0,

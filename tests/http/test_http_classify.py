@@ -150,6 +150,8 @@ def test_limits_of_ours() -> None:
         ({"x-ratelimit-reset": "30"}, None),
         ({"x-ratelimit-reset": "soon"}, None),
         ({"retry-after": "2", "x-ratelimit-reset": "1000010"}, 2.0),
+        ({"retry-after": "soon", "x-ratelimit-reset": "1000010"}, 10.0),
+        ({"retry-after": "3, 4"}, 3.0),
         ({}, None),
     ],
 )

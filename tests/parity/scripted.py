@@ -124,12 +124,10 @@ class Service:
         lines = [f"HTTP/1.1 {say.status} X", *(f"{name}: {value}" for name, value in head)]
         connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
         time.sleep(say.body_delay)
-        if say.how == "half":
-            connection.sendall(say.body[: len(say.body) // 2])
-            return False
-        if request.method != "HEAD":
-            connection.sendall(say.body)
-        return say.how != "last"
+        if request.method == "HEAD":  # has no body that could stop half-way
+            return say.how != "last"
+        connection.sendall(say.body if say.how != "half" else say.body[: len(say.body) // 2])
+        return say.how == "answer"
 
 
 def _line(script: Script, request: Seen, before: int) -> Say:

@@ -59,8 +59,9 @@ def test_when_retries_are_used_up_the_last_response_is_the_answer(services: Serv
 
 #: What the service does at /name.
 OUTCOMES: dict[str, Say] = {
-    **{str(code): status(code) for code in (404, 409, 418, 429, 500, 501, 502, 503, 504)},
+    **{str(code): status(code) for code in (202, 404, 409, 418, 429, 500, 501, 502, 503, 504)},
     "ratelimited": status(429, headers=(("x-envoy-ratelimited", "true"),)),
+    "ratelimited200": status(200, headers=(("x-envoy-ratelimited", "true"),)),
     "ratelimited503": status(503, headers=(("x-envoy-ratelimited", "true"),)), "reset": RESET, "close": CLOSE,
 }
 #: What is retried on each word; everything else is not. Of an answer with x-envoy-ratelimited no other word is asked.
@@ -72,7 +73,8 @@ RETRIED: dict[str, set[str]] = {
     "connect-failure": set(),
     "refused-stream": set(),
     "retriable-4xx": {"409"},
-    "envoy-ratelimited": {"ratelimited", "ratelimited503"},
+    "envoy-ratelimited": {"ratelimited", "ratelimited200", "ratelimited503"},
+    "202, 200": {"202"},
     "429, 418": {"429", "418"},
     "503": {"503"},
     "5xx, 409": {"500", "501", "502", "503", "504", "409", "reset", "close"},
@@ -266,6 +268,24 @@ def test_retry_after_in_seconds_is_obeyed_by_both(services: Services) -> None:
     both.agree(tolerance=0.7)
     for plane in both:
         assert 1.0 <= plane.replies[0].seconds < 1.75
+
+
+@covers("Retries.retry_after")
+def test_of_an_answer_that_is_no_error_too(services: Services) -> None:
+    text = policy("{maxRetries: 1, retryOn: [202], retryAfter: {max: 5s}, backoff: {base: 1ms}}")
+    both = side_by_side(services, text, lambda caller: caller.get(), a=[status(202, headers=(("retry-after", "1"),)), OK])
+    both.agree(tolerance=0.7)
+    for plane in both:
+        assert 1.0 <= plane.replies[0].seconds < 1.75
+
+
+@covers("Retries.retry_after")
+def test_a_retry_after_of_nothing_leaves_the_backoff(services: Services) -> None:
+    text = policy("{maxRetries: 4, retryOn: [5xx], retryAfter: {max: 5s}, backoff: {base: 200ms, max: 200ms}}")
+    both = side_by_side(services, text, lambda caller: caller.get(), a=status(503, headers=(("retry-after", "0"),)))
+    for plane in both:
+        assert plane.replies[0].seconds > 0.05
+        assert plane.attempts == 5
 
 
 @covers("Retries.retry_after")
