@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
@@ -23,6 +22,7 @@ from resilmesh.engine import call as engine_call
 from resilmesh.engine.events import Hub, Observer
 from resilmesh.engine.store import Store
 from resilmesh.errors import Forbidden, PolicyError, UnknownService
+from resilmesh.watch import PolicyFile
 
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
@@ -85,7 +85,7 @@ class Mesh:
         self._revision = 0
         self._refused = 0
         self._last_refusal: str | None = None
-        self._watch: _Watch | None = None
+        self._watch: PolicyFile | None = None
         #: The compiled policy in force. Read it once per call.
         self.table: Table = self._compile(loaded)
         _meshes.add(self)
@@ -111,11 +111,11 @@ class Mesh:
         """
         from resilmesh.policy.load import load_file
 
-        fingerprint = _Watch.fingerprint(path)
+        fingerprint = PolicyFile.fingerprint(path)
         mesh = cls(
             load_file(path), clock=clock, seed=seed, mode=mode, outbound=outbound, local_replies=local_replies, workload=workload,
         )
-        mesh._watch = _Watch(mesh, path, fingerprint, reload_interval)
+        mesh._watch = PolicyFile(mesh._apply_file, path, fingerprint, reload_interval)
         return mesh
 
     @classmethod
@@ -177,6 +177,11 @@ class Mesh:
         if self._watch is None:
             raise RuntimeError("this mesh was not made by Mesh.from_file, so there is no file to reload")
         return self._watch.look()
+
+    def _apply_file(self, path: str) -> None:
+        from resilmesh.policy.load import load_file
+
+        self._apply(lambda: load_file(path))
 
     def _apply(self, load: Callable[[], Loaded]) -> int:
         with self._applying:
@@ -377,93 +382,6 @@ def _overrides(**arguments: str | None) -> dict[str, str]:
             raise ValueError(f"{origin} is {value!r}; it must be one of {', '.join(words)}")
         overrides[name] = value
     return overrides
-
-
-class _Watch:
-    """Looks at a policy's file: by stat, then by content. A file watcher would miss a Kubernetes ConfigMap's symlink swap."""
-
-    def __init__(self, mesh: Mesh, path: str | os.PathLike[str], fingerprint: bytes | None, interval: float | None) -> None:
-        self._mesh = weakref.ref(mesh)
-        self._path = os.path.abspath(path)
-        self._interval = interval
-        self._seen = fingerprint
-        self._stat: tuple[int, ...] | None = None
-        self._looking = threading.Lock()
-        self._stop = threading.Event()
-        self._start()
-
-    def _start(self) -> None:
-        if self._interval is not None:
-            # A daemon, and it holds the mesh weakly: it keeps neither the process nor the mesh alive.
-            arguments = (weakref.ref(self), self._stop, self._interval)
-            threading.Thread(target=_poll, args=arguments, name="resilmesh-policy", daemon=True).start()
-
-    @staticmethod
-    def fingerprint(path: str | os.PathLike[str]) -> bytes | None:
-        """Hash of the file's content; ``None`` when it cannot be read."""
-        import hashlib
-
-        try:
-            with open(path, "rb") as file:
-                return hashlib.sha256(file.read()).digest()
-        except OSError:
-            return None
-
-    def look(self) -> bool:
-        """Apply the file if it changed since the last look. Raises ``PolicyError`` if it cannot be used."""
-        from resilmesh.policy.load import load_file
-
-        mesh = self._mesh()
-        with self._looking:
-            stat = self._stat_now()
-            if mesh is None or (stat is not None and stat == self._stat):
-                return False
-            fingerprint = self.fingerprint(self._path)
-            if fingerprint == self._seen:
-                # Only a file that has not changed for a while is trusted by its stat: a second write within the
-                # clock's resolution would leave the same one.
-                self._stat = stat if stat is not None and time.time_ns() - stat[0] > 2_000_000_000 else None
-                return False
-            try:
-                mesh._apply(lambda: load_file(self._path))
-            except PolicyError:
-                self._seen = fingerprint
-                raise
-            self._seen = fingerprint
-            return True
-
-    def _stat_now(self) -> tuple[int, ...] | None:
-        try:
-            found = os.stat(self._path)
-        except OSError:
-            return None
-        # The time of the inode's own change first: unlike the content's it cannot be set back (cp -p, rsync -t, touch -r).
-        return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
-
-    def close(self) -> None:
-        self._stop.set()
-
-    def after_fork(self) -> None:
-        """The thread stayed with the parent."""
-        self._looking = threading.Lock()
-        if not self._stop.is_set():
-            self._stop = threading.Event()
-            self._start()
-
-
-def _poll(watch: weakref.ref[_Watch], stop: threading.Event, interval: float) -> None:
-    while not stop.wait(interval):
-        alive = watch()
-        if alive is None:
-            return
-        try:
-            alive.look()
-        except PolicyError:
-            continue  # refused: logged, counted and told by the mesh
-        except Exception:
-            log.exception("looking at the policy's file failed; trying again")
-        finally:
-            del alive  # or this thread would keep it alive while it waits
 
 
 # ------------------------------------------------------------------------------------------------- forking

@@ -1,0 +1,105 @@
+"""Looking at a policy's file: by stat, then by content. A file watcher would miss a Kubernetes ConfigMap's symlink swap."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from resilmesh.errors import PolicyError
+
+log = logging.getLogger("resilmesh")
+
+
+class PolicyFile:
+    """A policy's file, looked at every ``interval`` seconds (``None``: only by ``look``).
+
+    ``apply`` is a bound method and is held weakly, with what it is bound to. ``fingerprint`` is that of the content which is
+    in force already.
+    """
+
+    def __init__(
+        self, apply: Callable[[str], None], path: str | os.PathLike[str], fingerprint: bytes | None, interval: float | None,
+    ) -> None:
+        self._apply = weakref.WeakMethod(apply)
+        self._path = os.path.abspath(path)
+        self._interval = interval
+        self._seen = fingerprint
+        self._stat: tuple[int, ...] | None = None
+        self._looking = threading.Lock()
+        self._stop = threading.Event()
+        self._start()
+
+    def _start(self) -> None:
+        if self._interval is not None:
+            # A daemon, and it holds this weakly: it keeps neither the process nor the mesh alive.
+            arguments = (weakref.ref(self), self._stop, self._interval)
+            threading.Thread(target=_poll, args=arguments, name="resilmesh-policy", daemon=True).start()
+
+    @staticmethod
+    def fingerprint(path: str | os.PathLike[str]) -> bytes | None:
+        """Hash of the file's content; ``None`` when it cannot be read."""
+        import hashlib
+
+        try:
+            with open(path, "rb") as file:
+                return hashlib.sha256(file.read()).digest()
+        except OSError:
+            return None
+
+    def look(self) -> bool:
+        """Apply the file if it changed since the last look. Raises ``PolicyError`` if it cannot be used."""
+        apply = self._apply()
+        with self._looking:
+            stat = self._stat_now()
+            if apply is None or (stat is not None and stat == self._stat):
+                return False
+            fingerprint = self.fingerprint(self._path)
+            if fingerprint == self._seen:
+                # Only a file that has not changed for a while is trusted by its stat: a second write within the
+                # clock's resolution would leave the same one.
+                self._stat = stat if stat is not None and time.time_ns() - stat[0] > 2_000_000_000 else None
+                return False
+            try:
+                apply(self._path)
+            except PolicyError:
+                self._seen = fingerprint
+                raise
+            self._seen = fingerprint
+            return True
+
+    def _stat_now(self) -> tuple[int, ...] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        # The time of the inode's own change first: unlike the content's it cannot be set back (cp -p, rsync -t, touch -r).
+        return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def after_fork(self) -> None:
+        """The thread stayed with the parent."""
+        self._looking = threading.Lock()
+        if not self._stop.is_set():
+            self._stop = threading.Event()
+            self._start()
+
+
+def _poll(watched: weakref.ref[PolicyFile], stop: threading.Event, interval: float) -> None:
+    while not stop.wait(interval):
+        alive = watched()
+        if alive is None:
+            return
+        try:
+            alive.look()
+        except PolicyError:
+            continue  # refused: logged, counted and told by the mesh
+        except Exception:
+            log.exception("looking at the policy's file failed; trying again")
+        finally:
+            del alive  # or this thread would keep it alive while it waits
