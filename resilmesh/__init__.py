@@ -11,6 +11,8 @@ Importing this package imports no client library, no pydantic and no wrapt; each
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +61,13 @@ __all__ = [
     "testing",
     "wrap",
 ]
+
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    # The counters of a successful call take no lock, because a GIL makes each update one step (tests/engine/test_threads.py).
+    warnings.warn(
+        "resilmesh counts without locks, which needs the GIL: start Python with PYTHON_GIL=1, or limits and rates will be wrong",
+        RuntimeWarning, stacklevel=2,
+    )
 
 #: Imported when first asked for: module, attribute (None: the module itself).
 _LAZY: dict[str, tuple[str, str | None]] = {

@@ -33,3 +33,9 @@ def test_a_policy_needs_no_client_library() -> None:
     program = f"import resilmesh\nmesh = resilmesh.Mesh.from_text('{text}')\nassert mesh.guard('ledger')(lambda: 7)() == 7"
     clients = {"httpx", "httpx2", "httpcore", "httpcore2", "grpc", "opentelemetry"}
     assert not imported_by(program) & clients
+
+
+def test_a_program_without_a_gil_is_warned() -> None:
+    program = "import sys; sys._is_gil_enabled = lambda: False; import resilmesh"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "RuntimeWarning: resilmesh counts without locks, which needs the GIL" in done.stderr
