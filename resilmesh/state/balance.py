@@ -43,14 +43,20 @@ class Balancer:
         if self._seen != detector.version:
             self._refresh()
         usable = self._usable
-        if tried:
-            usable = tuple(each for each in usable if each not in tried) or usable
         if len(usable) <= 1:
             return usable[0] if usable else None
+        if tried and all(each in tried for each in usable):
+            tried = ()
         if self.policy == "ROUND_ROBIN":
-            at = self._next + 1
-            self._next = at
-            return usable[at % len(usable)]
+            # The turn is among all, and passes over who was tried, as in Envoy: a turn among the rest would favour some.
+            while True:
+                at = self._next + 1
+                self._next = at
+                found = usable[at % len(usable)]
+                if found not in tried:
+                    return found
+        if tried:
+            usable = tuple(each for each in usable if each not in tried)
         rng = self.rng
         first = usable[int(rng.random() * len(usable))]
         if self.policy == "RANDOM":

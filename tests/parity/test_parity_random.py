@@ -117,10 +117,9 @@ class Draw:
             made["connectTimeout"] = "2s"
         routes = [self._route(f"r{index}", group if "subsets" in made else []) for index in range(self.rng.randint(0, 4))]
         if outlier := made.get("outlierDetection"):
-            # A retry that finds nobody left is a difference that the notes state.
-            made.pop("retries", None)
+            # A retry that finds nobody left, and ejections of a route with a limit of its own: differences that the notes state.
             made["retries"] = None
-            routes = [{name: block for name, block in route.items() if name != "retries"} for route in routes]
+            routes = [{name: block for name, block in route.items() if name not in ("retries", "concurrency")} for route in routes]
             outlier["interval"] = "60s"
         return made | ({"routes": routes} if routes else {})
 

@@ -337,3 +337,14 @@ def test_a_retry_goes_to_an_endpoint_that_was_not_tried(services: Services) -> N
     for plane in both:
         assert plane.statuses == [200] * 20
         assert len(plane.seen["b"]) == 20
+
+
+@covers("Retries.max_retries")
+def test_retries_leave_the_turn_as_it_is(services: Services) -> None:
+    """One of three fails: the retry of its calls goes on to the next, and the next call to the one after that."""
+    text = policy("{maxRetries: 1, retryOn: [5xx], backoff: {base: 1ms}}")
+    text = text.replace("endpoints: [", 'endpoints: [{address: "$b"}, {address: "$c"}, ')
+    both = side_by_side(services, text, lambda caller: [caller.get() for _ in range(20)], a=status(503))
+    for plane in both:
+        assert plane.statuses == [200] * 20
+        assert [len(plane.seen[name]) for name in "abc"] == pytest.approx([10, 10, 10], abs=1)

@@ -33,6 +33,19 @@ def test_round_robin_takes_each_in_turn():
     assert picked == dict.fromkeys(endpoints, 100)
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_round_robin_is_even_when_some_calls_try_another(size):
+    """The first endpoint always fails, so that every call that begins there goes on to the next: Envoy's 30, 30, 30."""
+    endpoints, _, balancer = cluster("ROUND_ROBIN", size)
+    picked = Counter()
+    for _ in range(10 * (size - 1)):
+        tried = [balancer.pick(1000.0)]
+        if tried[0] is endpoints[0]:
+            tried.append(balancer.pick(1000.0, tried))
+        picked.update(tried)
+    assert all(abs(picked[each] - 10) <= 1 for each in endpoints)
+
+
 def test_round_robin_starts_anywhere():
     firsts = {cluster("ROUND_ROBIN", 4, seed=seed)[2].pick(1000.0).address for seed in range(40)}
     assert firsts == {f"10.0.0.{each}:80" for each in range(4)}
