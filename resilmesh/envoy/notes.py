@@ -84,13 +84,14 @@ def _in_combination(policy: Policy, index: int, service: Service) -> Iterator[No
     if service.endpoints is None:
         yield Note(
             path, "endpoints", "approximate",
-            "without endpoints Envoy calls the request's own host in plain HTTP, on port 80 unless the Host header names one",
+            "without endpoints Envoy calls the request's own host in plain HTTP, on port 80 unless the Host header names one; "
+            "a name that cannot be looked up is 503 'DNS resolution failure' and never retried",
         )
     for number, endpoint in enumerate(service.endpoints or ()):
         if not is_address(endpoint):
             yield Note(
                 (*path, "endpoints", number, "address"), "endpoints.address", "approximate",
-                "a DNS name: to Envoy each of its addresses is an endpoint, to the library they are one",
+                "a DNS name: to Envoy each of its addresses is an endpoint, and one without any is none; to the library they are one",
             )
     for number in (*range(len(service.routes or ())), None):
         yield from _of_route(policy, index, number)
@@ -132,6 +133,11 @@ def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
         yield Note(
             blocks.origin["concurrency"], "concurrency", "approximate",
             "the route has a cluster of its own in Envoy, so its ejections and its retry budget are counted apart from the service's",
+        )
+    if blocks.fault is not None and blocks.fault.abort is not None and blocks.fault.abort.http_status in (204, 304):
+        yield Note(
+            (*blocks.origin["fault"], "abort", "httpStatus"), "fault.abort.httpStatus", "approximate",
+            "Envoy sends a body, which an answer of this status does not have: the next request on the connection fails",
         )
     outlier = blocks.outlier_detection
     if outlier is not None and blocks.retries is not None and blocks.retries.max_retries:

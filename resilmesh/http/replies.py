@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from resilmesh.errors import CallError
     from resilmesh.http.library import Library
 
+#: Statuses whose answers have no body, whatever their headers say (RFC 9110).
+BODILESS = (204, 304)
+
 #: status, body, Envoy's response flag, Envoy's response code details
 Reply = tuple[int, str, str, str]
 
@@ -78,6 +81,6 @@ def response(library: Library, method: str, reply: Reply, facts: dict[str, Any])
     if "overflow" in detail:
         headers["x-envoy-overloaded"] = "true"
     extensions = {"http_version": b"HTTP/1.1", "resilmesh": {**facts, "flag": flag, "detail": detail}}
-    content = b"" if method == "HEAD" else body.encode()
+    content = b"" if method == "HEAD" or status in BODILESS else body.encode()
     # A stream, not content: a client that streams a response may call `iter_raw()`, which refuses one that is already read.
     return library.response(status, headers=headers, stream=library.byte_stream(content), extensions=extensions)

@@ -108,3 +108,9 @@ def test_headers_that_envoy_handles_itself() -> None:
     found = notes(f"services: [{{name: a, {ENDPOINT}, routes: [{{name: r, {match}}}]}}]")
     assert [note.block for note in found] == ["match.headers.connection", "match.headers.accept", "match.headers.x-envoy-internal"]
     assert found[0].path == ("services", 0, "routes", 0, "match", 0, "headers", "connection")
+
+
+def test_an_abort_whose_status_has_no_body() -> None:
+    text = "services: [{{name: a, {}, fault: {{abort: {{httpStatus: {}}}}}}}]"
+    assert blocks(text.format(ENDPOINT, 304)) == [("fault.abort.httpStatus", "approximate")]
+    assert blocks(text.format(ENDPOINT, 404)) == []

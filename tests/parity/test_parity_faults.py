@@ -29,6 +29,15 @@ def test_an_abort_answers_in_place_of_the_service(services: Services) -> None:
     assert (both.envoy.statuses, both.envoy.bodies, both.envoy.attempts) == ([418], ["fault filter abort"], 0)
 
 
+@pytest.mark.parametrize("code", [204, 304])
+@covers("FaultAbort.http_status")
+def test_an_abort_whose_status_has_no_body(services: Services, code: int) -> None:
+    """One request only: Envoy sends a body all the same, which breaks its connection, as the notes say."""
+    both = side_by_side(services, policy(f"{{abort: {{httpStatus: {code}}}}}"), lambda caller: caller.get())
+    both.agree()
+    assert both.envoy.bodies == [""]
+
+
 @covers("Fault.abort", "FaultAbort.grpc_status")
 def test_a_grpc_status_for_a_plain_request(services: Services) -> None:
     both = side_by_side(services, policy("{abort: {grpcStatus: 14}}"), lambda caller: caller.get())

@@ -75,7 +75,7 @@ class Draw:
         #: Hosts that are called without policy: what breaks there is an exception of the client's, and Envoy's 503.
         self._bare: list[str] = []
         self.policy = self._policy()
-        self.requests = [self._request() for _ in range(self.rng.randint(10, 30))]
+        self.requests = [self.request() for _ in range(self.rng.randint(10, 30))]
 
     def maybe(self, share: float) -> bool:
         return self.rng.random() < share
@@ -148,11 +148,14 @@ class Draw:
     def _route(self, name: str, subsets: list[str]) -> Json:
         made: Json = {"name": name, **self._blocks(outliers=False, at="route")}
         if self.maybe(0.9):
-            matches = [self._match() for _ in range(self.rng.choice([1, 1, 2]))]
-            made["match"] = matches if len(matches) > 1 else matches[0]
+            made["match"] = self.matches()
         if subsets and self.maybe(0.4):
             made["split"] = self._split(subsets)
         return made
+
+    def matches(self) -> Any:
+        found = [self._match() for _ in range(self.rng.choice([1, 1, 2]))]
+        return found if len(found) > 1 else found[0]
 
     def _match(self) -> Json:
         made: Json = {}
@@ -258,7 +261,7 @@ class Draw:
 
     # ------------------------------------------------------------------------------------------ requests
 
-    def _request(self) -> Request:
+    def request(self) -> Request:
         method = self.rng.choice(_METHODS)
         host = self.rng.choice(self.hosts)
         if self.maybe(0.2):
@@ -329,6 +332,32 @@ def _replies(draw: Draw, plane: Observation) -> list[Any]:
     return [sorted(next(replies) for _ in range(request.at_once)) for request in draw.requests]
 
 
+_DOMAINS = ["a.test", "b.a.test", "c.b.a.test", "a.example", "test", "127.0.0.1", "[::1]"]
+
+
+def _hosts_of(rng: random.Random, services: int) -> list[list[str]]:
+    """Hosts of each service, every host only once."""
+    patterns = [*_DOMAINS, *(f"*.{domain}" for domain in _DOMAINS[:5])]
+    hosts = [*patterns, *(f"{host}:{port}" for host in patterns for port in (80, 81, 8080)), "*"]
+    rng.shuffle(hosts)
+    return [[hosts.pop() for _ in range(rng.randint(1, 4))] for _ in range(services)]
+
+
+def _directory(draw: Draw) -> Json:
+    """Many services and routes, each of which answers with a status of its own."""
+    def answers(code: int) -> Json:
+        return {"fault": {"abort": {"httpStatus": code}}}
+
+    services = [
+        {
+            "name": f"s{number}", "hosts": hosts, **answers(310 + number),
+            "routes": [{"name": f"r{index}", "match": draw.matches(), **answers(400 + 10 * number + index)} for index in range(8)],
+        }
+        for number, hosts in enumerate(_hosts_of(draw.rng, 6))
+    ]
+    return {"apiVersion": "resilmesh/v1", "mesh": {"outbound": "REGISTRY_ONLY"}, "services": services}
+
+
 def _seeds() -> Sequence[int]:
     first, _, end = os.environ.get("RESILMESH_PARITY_SEEDS", _FEW).partition(":")
     return range(int(first), int(end or int(first) + 1))
@@ -351,3 +380,29 @@ def test_random_policies_and_requests(services: dict[str, Service], seed: int) -
         if len(mine[group]) != len(its[group]):
             differ.append(f"{group} saw {len(mine[group])} requests of the library, {len(its[group])} of Envoy")
     assert not differ, "\n".join([f"seed {seed}", json.dumps(draw.policy, indent=1), *differ])
+
+
+@pytest.mark.parametrize("seed", _seeds())
+def test_random_hosts_and_matches(services: dict[str, Service], seed: int) -> None:
+    draw = Draw(seed, services, "127.0.0.1:1")
+    directory = _directory(draw)
+    rng = draw.rng
+    requests = []
+    for _ in range(120):
+        request = draw.request()
+        name = rng.choice([*_DOMAINS, "x." + rng.choice(_DOMAINS[:5])])
+        requests.append((request, rng.choice([name, name, name.upper(), f"{name}:80", f"{name}:81", f"{name}:8080"])))
+
+    def traffic(caller: Caller) -> None:
+        for request, host in requests:
+            caller.send(
+                request.method, request.target, host=host, headers=[(name, value.encode("latin-1")) for name, value in request.headers],
+            )
+
+    both = side_by_side(services, json.dumps(directory), traffic)
+    differ = [
+        f"{request.method} {host}{request.target} {request.headers}: library {mine}, envoy {its}"
+        for (request, host), mine, its in zip(requests, both.library.statuses, both.envoy.statuses, strict=True)
+        if mine != its
+    ]
+    assert not differ, "\n".join([f"seed {seed}", json.dumps(directory, indent=1), *differ])
