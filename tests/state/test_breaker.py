@@ -535,12 +535,17 @@ class BreakerMachine(RuleBasedStateMachine):
         """Whatever happened, a service that is well again can be called again."""
         if not hasattr(self, "breaker"):
             return
+        refused = 0
         for _ in range(20):
             self.now += 100.0
             permit = self.breaker.acquire(self.now, 1.0)
-            assert permit is not None
-            self.breaker.success(permit, self.now, 0.0)
+            if permit is None:
+                refused += 1
+            else:
+                self.breaker.success(permit, self.now, 0.0)
         assert self.breaker.state == "CLOSED"
+        # After a retune, what the probes said already may be enough to open, which the first to ask is told.
+        assert refused <= 1
 
 
 BreakerMachine.TestCase.settings = hypothesis_settings(max_examples=100, stateful_step_count=40, deadline=None)
