@@ -73,6 +73,8 @@ class Mesh:
     ) -> None:
         from random import Random
 
+        if isinstance(loaded, str | bytes | os.PathLike):
+            raise TypeError("use Mesh.from_file(path) or Mesh.from_text(text)")
         self.clock: Clock = SYSTEM if clock is None else clock
         self._overrides = _overrides(mode=mode, outbound=outbound, local_replies=local_replies, workload=workload)
         self._seeded = seed is not None

@@ -24,6 +24,8 @@ class PolicyFile:
     def __init__(
         self, apply: Callable[[str], None], path: str | os.PathLike[str], fingerprint: bytes | None, interval: float | None,
     ) -> None:
+        if interval is not None and not (isinstance(interval, int | float) and 0 < interval <= threading.TIMEOUT_MAX):
+            raise ValueError(f"reload_interval is a number of seconds above 0, or None for never, not {interval!r}")
         self._apply = weakref.WeakMethod(apply)
         self._path = os.path.abspath(path)
         self._interval = interval

@@ -22,7 +22,31 @@ VERBS: tuple[tuple[str, str, str], ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status: 0 fine, 1 found something, 2 wrong words, 130 interrupted."""
+    """Run one verb; returns the exit status: 0 fine, 1 found something, 2 wrong words, 130 interrupted, 141 nobody reads what it prints."""
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `resilmesh ... | head`: the reader is gone, which needs no word. Not 0: `check` may have found something.
+        _silence()
+        return 141
+    except OSError as error:
+        # Such as a full disk below the output.
+        _silence()
+        print(f"resilmesh: {error}", file=sys.stderr)
+        return 1
+
+
+def _silence() -> None:
+    """Leave the interpreter nothing to flush, and to fail at, when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="resilmesh", description="A service mesh's traffic policy inside the Python process.",
@@ -45,12 +69,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.verb is None:
         parser.print_help()
         return 2
-    try:
-        return int(options.run(options))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # `resilmesh ... | head`: the reader is gone, which is no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return int(options.run(options))

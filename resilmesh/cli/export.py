@@ -40,6 +40,9 @@ def run(options: argparse.Namespace) -> int:
     from resilmesh.policy.check import check
     from resilmesh.policy.load import load_file
 
+    if options.listen == options.admin and options.listen[1] != 0:
+        print(f"--listen and --admin are the same, {options.listen[0]}:{options.listen[1]}", file=sys.stderr)
+        return 2
     try:
         loaded = load_file(options.file)
     except PolicyError as error:

@@ -1,7 +1,8 @@
-"""Where the comparison is: one line that changes in a terminal, plain lines elsewhere. On stderr; stdout is the report's."""
+"""Where the comparison is: one changing line in a terminal, plain lines elsewhere and in a dumb one. On stderr; stdout is the report's."""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TextIO
 
@@ -17,7 +18,7 @@ class Progress:
         self._expected = expected
         self._step = 0
         self._what = ""
-        self._live = stream.isatty()
+        self._live = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._began = time.monotonic()
 
     def step(self, what: str) -> None:

@@ -61,6 +61,10 @@ class Guard:
         self, source: Source, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (),
         idempotent: bool | None = None,
     ) -> None:
+        if failures is not None and not _are_types(failures) and not callable(failures):
+            raise TypeError(f"failures is an exception type, a tuple of them, or a predicate, not {failures!r}")
+        if not _are_types(ignore):
+            raise TypeError(f"ignore is an exception type or a tuple of them, not {ignore!r}")
         self.source = source
         self._service = service
         self._route = route

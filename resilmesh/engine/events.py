@@ -68,6 +68,8 @@ class Hub:
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
         """Have ``observer`` called from now on; the returned function ends that, once."""
+        if not callable(observer):
+            raise TypeError(f"an observer is called with each event, and {observer!r} cannot be called")
         with self._lock:
             self.observers = (*self.observers, observer)
         return partial(self._drop, [observer])

@@ -211,6 +211,7 @@ class AsyncTransport(PolicyTransport, _ClientTransport):
     """
 
     _kind = "AsyncHTTPTransport"
+    _handle = "handle_async_request"
     _exchange = AsyncExchange
 
     async def handle_async_request(self, request: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from resilmesh.errors import Forbidden
 from resilmesh.http import replies
@@ -10,9 +10,7 @@ from resilmesh.http.errors import in_dialect
 from resilmesh.http.exchange import Exchange
 from resilmesh.http.lanes import Lanes
 from resilmesh.http.library import library_of
-
-if TYPE_CHECKING:
-    from resilmesh.mesh import Mesh
+from resilmesh.mesh import Mesh
 
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
@@ -22,9 +20,15 @@ class PolicyTransport:
 
     #: Name of the library's own transport, and the exchange that speaks to it.
     _kind: ClassVar[str]
+    #: The method that an inner transport must have.
+    _handle: ClassVar[str]
     _exchange: ClassVar[type[Exchange]]
 
     def __init__(self, mesh: Mesh, inner: Any = None, **options: Any) -> None:
+        if not isinstance(mesh, Mesh):
+            raise TypeError(f"the first argument is the Mesh, such as Mesh.from_file('policy.yaml'), not {mesh!r}")
+        if inner is not None and not hasattr(inner, self._handle):
+            raise TypeError(f"inner= is {inner!r}, which has no {self._handle}: it is no transport for {type(self).__name__}")
         self._mesh = mesh
         self._clock = mesh.clock
         self._lanes = Lanes(self._kind, inner, options)

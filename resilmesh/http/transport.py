@@ -180,6 +180,7 @@ class Transport(PolicyTransport, _ClientTransport):
     """
 
     _kind = "HTTPTransport"
+    _handle = "handle_request"
     _exchange = SyncExchange
 
     def handle_request(self, request: Any) -> Any:

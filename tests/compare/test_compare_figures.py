@@ -229,7 +229,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_rewrites_its_line_in_a_terminal_and_nowhere_else() -> None:
+def test_progress_rewrites_its_line_in_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     plain, terminal = io.StringIO(), Terminal()
     for stream in (plain, terminal):
         progress = Progress(stream, 2, 10.4)
@@ -241,3 +242,13 @@ def test_progress_rewrites_its_line_in_a_terminal_and_nowhere_else() -> None:
         "[ 1/2,   0 s of about 10] flaky: bare", "[ 2/2,   0 s of about 10] flaky: library"]
     assert terminal.getvalue().endswith("\r\x1b[K")
     assert "\n" not in terminal.getvalue()
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    progress = Progress(terminal, 1, 10.4)
+    progress.step("flaky: bare")
+    progress.tick()
+    progress.clear()
+    assert terminal.getvalue() == "[ 1/1,   0 s of about 10] flaky: bare\n"

@@ -105,3 +105,9 @@ def test_an_address_must_be_one(policy: Path, address: str, capsys: pytest.Captu
         main(["export", "envoy", str(policy), "--listen", address])
     assert stopped.value.code == 2
     assert "is not HOST:PORT" in capsys.readouterr().err
+
+
+def test_one_address_cannot_be_both(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "envoy", str(policy), "--listen", "127.0.0.1:15000"]) == 2
+    assert capsys.readouterr() == ("", "--listen and --admin are the same, 127.0.0.1:15000\n")
+    assert main(["export", "envoy", str(policy), "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]) == 0

@@ -1,0 +1,69 @@
+"""Mistakes of a first program are said where they are made, in words, and not at the first call that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import resilmesh
+from resilmesh import Mesh
+from resilmesh.http import AsyncTransport, Transport
+
+POLICY = "apiVersion: resilmesh/v1\nservices: [{name: ledger}]\n"
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return Mesh.from_text(POLICY)
+
+
+@pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), "1s"])
+def test_an_interval_that_no_watch_can_keep(tmp_path: Path, interval: Any) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY, encoding="utf-8")
+    with pytest.raises(ValueError, match="reload_interval is a number of seconds above 0, or None for never"):
+        Mesh.from_file(path, reload_interval=interval)
+
+
+def test_a_path_is_no_policy() -> None:
+    with pytest.raises(TypeError, match=r"use Mesh\.from_file\(path\)"):
+        Mesh("policy.yaml")  # type: ignore[arg-type]  # the mistake
+
+
+@pytest.mark.parametrize("kind", [Transport, AsyncTransport])
+@pytest.mark.parametrize("given", ["policy.yaml", httpx.HTTPTransport()], ids=["path", "transport"])
+def test_a_transport_wants_a_mesh(kind: Callable[..., Any], given: object) -> None:
+    with pytest.raises(TypeError, match="the first argument is the Mesh"):
+        kind(given)
+
+
+@pytest.mark.parametrize(("kind", "inner", "lacking"), [
+    (Transport, httpx.AsyncHTTPTransport(), "handle_request"), (AsyncTransport, httpx.HTTPTransport(), "handle_async_request"),
+    (Transport, httpx.Client(), "handle_request"),
+])
+def test_an_inner_transport_of_the_other_kind(mesh: Mesh, kind: Callable[..., Any], inner: object, lacking: str) -> None:
+    with pytest.raises(TypeError, match=f"has no {lacking}: it is no transport for {kind.__name__}"):
+        kind(mesh, inner=inner)
+
+
+@pytest.mark.parametrize("failures", [[OSError], OSError(), "OSError", (OSError, "x")])
+def test_failures_that_are_neither_types_nor_a_predicate(mesh: Mesh, failures: Any) -> None:
+    with pytest.raises(TypeError, match="failures is an exception type, a tuple of them, or a predicate"):
+        mesh.guard("ledger", failures=failures)
+    with pytest.raises(TypeError, match="failures is an exception type"):
+        resilmesh.guard("ledger", failures=failures)
+
+
+@pytest.mark.parametrize("ignore", [[OSError], OSError(), lambda error: True])
+def test_what_is_ignored_are_types(mesh: Mesh, ignore: Any) -> None:
+    with pytest.raises(TypeError, match="ignore is an exception type or a tuple of them"):
+        mesh.attempts("ledger", ignore=ignore)
+
+
+def test_an_observer_that_cannot_be_called(mesh: Mesh) -> None:
+    with pytest.raises(TypeError, match="None cannot be called"):
+        mesh.subscribe(None)  # type: ignore[arg-type]  # the mistake
