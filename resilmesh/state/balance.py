@@ -45,7 +45,7 @@ class Balancer:
         usable = self._usable
         if len(usable) <= 1:
             return usable[0] if usable else None
-        if tried and all(each in tried for each in usable):
+        if tried and {*usable} <= {*tried}:
             tried = ()
         if self.policy == "ROUND_ROBIN":
             # The turn is among all, and passes over who was tried, as in Envoy: a turn among the rest would favour some.
@@ -56,7 +56,7 @@ class Balancer:
                 if found not in tried:
                     return found
         if tried:
-            usable = tuple(each for each in usable if each not in tried)
+            usable = (*[each for each in usable if each not in tried],)
         rng = self.rng
         first = usable[int(rng.random() * len(usable))]
         if self.policy == "RANDOM":
