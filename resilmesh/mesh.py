@@ -369,7 +369,10 @@ def _empty() -> dict[str, Any]:
 def _built(policy: Policy) -> Loaded:
     from resilmesh.policy.document import Places
     from resilmesh.policy.load import Loaded
+    from resilmesh.policy.model import Policy
 
+    if not isinstance(policy, Policy):
+        raise TypeError(f"a resilmesh.policy.model.Policy is needed, not {type(policy).__name__}: Policy.model_validate makes one")
     return Loaded(policy, "<policy>", Places())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -28,8 +29,11 @@ def deadline() -> float:
 def within(seconds: float, clock: Clock = SYSTEM) -> Iterator[float]:
     """Give everything that is called in this block ``seconds`` at most; an outer deadline that is sooner stays.
 
-    Gives the absolute deadline. Works in sync code and in async code, and for every mesh of the process.
+    Gives the absolute deadline. Works in sync code and in async code, and for every mesh of the process. Raises
+    ``TypeError`` for what is no number.
     """
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or math.isnan(seconds):
+        raise TypeError(f"a deadline is a number of seconds, not {seconds!r}")
     until = min(DEADLINE.get(), clock.monotonic() + seconds)
     token = DEADLINE.set(until)
     try:

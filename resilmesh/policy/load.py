@@ -44,6 +44,8 @@ def load_text(text: str | bytes, source: str = "<text>") -> Loaded:
 
     Raises ``PolicyError`` with every mistake, in the order of the text.
     """
+    if not isinstance(text, str | bytes):
+        raise TypeError(f"a policy's text is str or bytes, not {type(text).__name__}")
     # pydantic and the model cost 100 ms to import, which a program that loads no policy does not pay.
     from pydantic import ValidationError
 

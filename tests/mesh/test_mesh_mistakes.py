@@ -67,3 +67,16 @@ def test_what_is_ignored_are_types(mesh: Mesh, ignore: Any) -> None:
 def test_an_observer_that_cannot_be_called(mesh: Mesh) -> None:
     with pytest.raises(TypeError, match="None cannot be called"):
         mesh.subscribe(None)  # type: ignore[arg-type]  # the mistake
+
+
+@pytest.mark.parametrize("seconds", ["1s", None, True, float("nan")])
+def test_a_deadline_is_a_number(seconds: Any) -> None:
+    with pytest.raises(TypeError, match="a deadline is a number of seconds"), resilmesh.deadline(seconds):
+        raise AssertionError("must not be entered")
+
+
+def test_a_dict_is_no_model_and_nothing_is_no_text() -> None:
+    with pytest.raises(TypeError, match="model_validate"):
+        Mesh.from_policy({"apiVersion": "resilmesh/v1"})  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(TypeError, match="str or bytes, not NoneType"):
+        Mesh.from_text(None)  # type: ignore[arg-type]  # the mistake
