@@ -23,7 +23,8 @@ from resilmesh.policy.fields import (
     maps_to,
     shaped,
 )
-from resilmesh.policy.later import Descriptor, SlowStart
+from resilmesh.policy.later import SlowStart
+from resilmesh.policy.matching import HeaderName
 
 RetryWord = Literal[
     "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "refused-stream", "retriable-4xx",
@@ -192,6 +193,19 @@ class CircuitBreaker(Block):
     )
 
 
+class Descriptor(Block):
+    """What tells the buckets of a rate limit apart."""
+
+    header: HeaderName = field(
+        "Request header of which each value has a bucket of its own.", envoy=maps_to("rate_limits.actions.request_headers"),
+    )
+    max_values: int = field(
+        "Buckets kept at once; the longest unused one goes first.", 10_000,
+        envoy=maps_to("local_ratelimit.dynamic_descriptors max_entries"),
+        unit="buckets", ge=1, le=1_000_000,
+    )
+
+
 class RateLimit(Block):
     """A token bucket that refills continuously. A call that finds no token is rejected at once."""
 
@@ -212,7 +226,7 @@ class RateLimit(Block):
         None, envoy=maps_to("a local_ratelimit filter for each bucket, switched on by its routes"),
     )
     descriptor: Descriptor | None = field(
-        "A bucket for each value of a header.", None, envoy=maps_to("local_ratelimit.descriptors"), later=True,
+        "A bucket for each value of a header.", None, envoy=maps_to("local_ratelimit.descriptors"),
     )
 
 

@@ -7,7 +7,7 @@ judged when the policy was loaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from resilmesh.policy import codes, dangers
@@ -15,11 +15,11 @@ from resilmesh.policy.blocks import Backoff, CircuitBreaker, Endpoint, Fault, Fa
 from resilmesh.policy.document import Path, shorten
 from resilmesh.policy.fields import Block
 from resilmesh.policy.inbound import Condition, Inbound
-from resilmesh.policy.later import PathRegexRewrite, Rewrite
 from resilmesh.policy.matching import PathMatch, StringMatch
 from resilmesh.policy.regex import compile_regex
 from resilmesh.policy.report import Report
 from resilmesh.policy.resolve import effective
+from resilmesh.policy.shaping import Classify, Fallback, HeaderChanges, HeaderOperations, PathRegexRewrite, Rewrite
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
@@ -164,12 +164,64 @@ def _port(report: Report, path: Path, address: str) -> None:
 
 
 def _rewrite(report: Report, path: Path, rewrite: Rewrite) -> None:
+    _something(report, path, rewrite)
     if rewrite.path is not None and rewrite.path_regex is not None:
         report.add(codes.ONE_KEY, path, "'rewrite' has path and pathRegex, and one of them would win")
+    if rewrite.host is not None:
+        _port(report, (*path, "host"), rewrite.host)
 
 
 def _path_regex_rewrite(report: Report, path: Path, rewrite: PathRegexRewrite) -> None:
-    _regex(report, (*path, "match"), rewrite.match)
+    try:
+        groups = compile_regex(rewrite.match).groups
+    except ValueError as error:
+        report.add(codes.BAD_REGEX, (*path, "match"), f"RE2 refuses {shorten(rewrite.match)!r}: {shorten(str(error))}")
+        return
+    # As RE2 reads a substitution: a backslash stands before a digit, or before another.
+    for found in re.finditer(r"\\(.?)", rewrite.rewrite, re.DOTALL):
+        if found[1] in set("0123456789"):
+            if int(found[1]) > groups:
+                report.add(codes.UNKNOWN_GROUP, (*path, "rewrite"), f"group {found[1]} of {groups} in {shorten(rewrite.match)!r}")
+        elif found[1] != "\\":
+            report.add(codes.UNKNOWN_GROUP, (*path, "rewrite"), f"a digit or a second backslash must follow a backslash, not '{found[1]}'")
+
+
+#: How a message is framed, and where it goes.
+_UNCHANGEABLE = frozenset({
+    "connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade",
+})
+
+
+def _something(report: Report, path: Path, block: Block) -> None:
+    if all(getattr(block, name) is None for name in type(block).model_fields):
+        report.add(codes.CHANGES_NOTHING, path, f"{shorten(str(path[-1]))!r} does nothing")
+
+
+def _unchangeable(report: Report, path: Path, names: Collection[str]) -> None:
+    for number, name in enumerate(names):
+        if name in _UNCHANGEABLE:
+            place = (*path, name if isinstance(names, Mapping) else number)
+            report.add(codes.UNCHANGEABLE_HEADER, place, f"the header {name!r} cannot be changed")
+
+
+def _header_operations(report: Report, path: Path, operations: HeaderOperations) -> None:
+    _something(report, path, operations)
+    _unchangeable(report, (*path, "set"), operations.set or {})
+    _unchangeable(report, (*path, "add"), operations.add or {})
+    _unchangeable(report, (*path, "remove"), operations.remove or ())
+
+
+def _classify(report: Report, path: Path, classify: Classify) -> None:
+    _something(report, path, classify)
+    for number, status in enumerate(classify.success_statuses or ()):
+        if status in (classify.failure_statuses or ()):
+            report.add(codes.BOTH_WAYS, (*path, "successStatuses", number), f"{status} is among 'failureStatuses' as well")
+
+
+def _fallback(report: Report, path: Path, fallback: Fallback) -> None:
+    _unchangeable(report, (*path, "headers"), fallback.headers or {})
+    if fallback.body and fallback.status in (204, 304):
+        report.add(codes.BODILESS, (*path, "body"), f"an answer of status {fallback.status} has no body")
 
 
 def _condition(report: Report, path: Path, condition: Condition) -> None:
@@ -185,6 +237,7 @@ _JUDGES: dict[type[Block], Callable[[Report, Path, Any], None]] = {
     StringMatch: _string_match, PathMatch: _path_match, FaultAbort: _fault_abort, Fault: _fault, Backoff: _backoff,
     SlidingWindow: _sliding_window, CircuitBreaker: _circuit_breaker, OutlierDetection: _outlier_detection, RateLimit: _rate_limit,
     Endpoint: _endpoint, Rewrite: _rewrite, PathRegexRewrite: _path_regex_rewrite, Condition: _condition, Inbound: _inbound,
+    HeaderChanges: _something, HeaderOperations: _header_operations, Classify: _classify, Fallback: _fallback,
 }
 
 
@@ -220,6 +273,7 @@ def _service(report: Report, policy: Policy, index: int, service: Service) -> No
     if service.protocol == "GRPC":
         report.add(codes.GRPC_NOT_ENFORCED, (*path, "protocol"), f"service {service.name!r}: 'protocol: GRPC' is not enforced yet")
     _splits(report, path, service)
+    _mirrors(report, path, policy, service)
     _shared_limits(report, policy, index, service)
 
 
@@ -236,6 +290,26 @@ def _splits(report: Report, path: Path, service: Service) -> None:
                 report.add(codes.EMPTY_SHARE, place, f"subset {target.subset!r} has weight {target.weight} and no endpoint")
         if split and not any(target.weight for target in split):
             report.add(codes.NO_WEIGHT, (*level, "split"), "the weights of the split add up to 0")
+
+
+def _mirrors(report: Report, path: Path, policy: Policy, service: Service) -> None:
+    levels = [(path, service.mirror), *(((*path, "routes", number), route.mirror) for number, route in enumerate(service.routes or ()))]
+    for level, mirror in levels:
+        if mirror is None:
+            continue
+        place = (*level, "mirror")
+        target = next((each for each in policy.services if each.name == mirror.service), None)
+        if target is None:
+            known = f"it has {', '.join(each.name for each in policy.services)}"
+            report.add(codes.UNKNOWN_SERVICE, (*place, "service"), f"the policy has no service {mirror.service!r}", known)
+        elif not target.endpoints:
+            report.add(codes.NO_MIRROR_ENDPOINTS, (*place, "service"), f"service {target.name!r} has no endpoints")
+        elif mirror.subset is not None:
+            subset = next((each for each in target.subsets or () if each.name == mirror.subset), None)
+            if subset is None:
+                report.add(codes.UNKNOWN_SUBSET, (*place, "subset"), f"service {target.name!r} has no subset {mirror.subset!r}")
+            elif not dangers.selects(subset, target):
+                report.add(codes.EMPTY_SHARE, (*place, "subset"), f"subset {mirror.subset!r} has no endpoint")
 
 
 def _shared_limits(report: Report, policy: Policy, index: int, service: Service) -> None:

@@ -137,7 +137,7 @@ DUPLICATE_HOST = _code(
 DUPLICATE_ENDPOINT = _code("RM203", "Duplicate endpoint", "The service has this address already.", "Remove one.")
 BAD_PORT = _code("RM204", "No such port", "Ports are 1 to 65535.", "Write a port that exists.")
 UNKNOWN_SUBSET = _code(
-    "RM205", "Unknown subset", "The split names a subset that the service does not have.", "Define it in the service's `subsets`.",
+    "RM205", "Unknown subset", "A split or mirror names a subset that the service does not have.", "Define it in the service's `subsets`.",
 )
 NO_WEIGHT = _code("RM206", "A split without weight", "The weights of a split add up to 0.", "Give at least one subset a weight.")
 EMPTY_SHARE = _code(
@@ -184,6 +184,31 @@ GUARDED_MISSING = _code(
     "RM218", "A guarded service is missing",
     "A function of the running program is guarded under this name, and the new policy does not have it. The policy in force stays.",
     "Keep the service; `mode: \"OFF\"` takes its policy away.",
+)
+
+UNCHANGEABLE_HEADER = _code(
+    "RM219", "A header that cannot be changed",
+    "It says how the message is framed or where it goes: a changed one would break the connection, and Envoy refuses it.",
+    "Remove it; `rewrite.host` changes the host.",
+)
+UNKNOWN_SERVICE = _code(
+    "RM220", "Unknown service", "A mirror names a service that the policy does not have.", "Define it in `services`, with its endpoints.",
+)
+NO_MIRROR_ENDPOINTS = _code(
+    "RM221", "A mirror to nowhere", "The copy goes to the endpoints of the service that the mirror names, and it has none.",
+    "Give that service `endpoints`.",
+)
+CHANGES_NOTHING = _code(
+    "RM222", "A block that does nothing", "None of its keys is written.", "Write one, or remove the block.",
+)
+BOTH_WAYS = _code(
+    "RM223", "A status that counts both ways", "`failureStatuses` and `successStatuses` both have it.", "Remove it from one of them.",
+)
+BODILESS = _code(
+    "RM224", "A body where there can be none", "An answer of status 204 or 304 has no body.", "Remove the body, or take another status.",
+)
+UNKNOWN_GROUP = _code(
+    "RM225", "No such group", "The substitution refers to a group that the expression does not have.", "Add the group, or mend the number.",
 )
 
 # ------------------------------------------------------------------------------- RM3xx: not enforced yet
@@ -257,4 +282,14 @@ WAIT_WITHOUT_QUEUE = _code(
 GRPC_MATCH = _code(
     "RM413", "A gRPC match on an HTTP/1 service", "gRPC needs HTTP/2, so the condition never holds.",
     "Write `protocol: GRPC`, or match by path.",
+)
+JOINED_PATH = _code(
+    "RM414", "A rewrite that joins two words or doubles a slash",
+    "The prefix that matched is replaced textually: of `/v1/` and `/v1`, only one ends with a slash, and so must what replaces it.",
+    "End `rewrite.path` as the prefix ends.",
+)
+HTTP_ONLY = _code(
+    "RM415", "A block for HTTP on a service without hosts",
+    "No HTTP request reaches the service, and a guarded function has no headers, path or response: the block does nothing.",
+    "Give the service `hosts`, or remove the block. A guarded function takes `fallback=` in code.",
 )

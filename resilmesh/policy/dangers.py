@@ -14,7 +14,7 @@ from resilmesh.policy.resolve import Effective, effective
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Match, Policy, Service, Subset
+    from resilmesh.policy.model import Match, Policy, Route, Service, Subset
 
 #: Retry words that only gRPC has.
 GRPC_WORDS = {"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"}
@@ -34,6 +34,10 @@ def find(report: Report, policy: Policy) -> None:
             _starved_window(report, plan)
         _never_slow(report, [own, *plans])
         _outlier_detection(report, own)
+        for plan in (own, *plans):
+            _joined_path(report, plan)
+        if not service.hosts:
+            _http_only(report, ("services", index), service)
         _subsets(report, ("services", index), service)
         _routes(report, ("services", index), service)
         if policy.mesh.outbound == "REGISTRY_ONLY" and "*" in (service.hosts or ()):
@@ -181,6 +185,34 @@ def _outlier_detection(report: Report, plan: Effective) -> None:
             f"{outlier.max_ejection_percent:g} percent of the {len(endpoints)} endpoints of service {plan.service.name!r} is less than one",
             f"at least {math.ceil(100 / len(endpoints))}",
         )
+
+
+#: Blocks that need a request or a response.
+_HTTP_BLOCKS = ("rewrite", "mirror", "headers", "fallback", "classify")
+
+
+def _http_only(report: Report, path: Path, service: Service) -> None:
+    levels: list[tuple[Path, Service | Route]] = [(path, service)]
+    levels += [((*path, "routes", number), route) for number, route in enumerate(service.routes or ())]
+    for place, level in levels:
+        for name in _HTTP_BLOCKS:
+            if getattr(level, name) is not None:
+                report.add(codes.HTTP_ONLY, (*place, name), f"{name!r} needs HTTP, and service {service.name!r} has no hosts")
+
+
+def _joined_path(report: Report, plan: Effective) -> None:
+    rewrite = plan.rewrite
+    if rewrite is None or rewrite.path is None or rewrite.path_regex is not None:
+        return
+    matches = [None] if plan.route is None or plan.route.match is None else [each.path for each in plan.route.match]
+    for path in matches:
+        prefix = "/" if path is None else path.prefix
+        if prefix is not None and prefix.endswith("/") != rewrite.path.endswith("/"):
+            message = f"of {prefix + 'x' if prefix.endswith('/') else prefix + '/x'} the service gets " + (
+                rewrite.path + ("x" if prefix.endswith("/") else "/x")
+            )
+            report.add(codes.JOINED_PATH, (*plan.origin["rewrite"], "path"), message)
+            return
 
 
 def _subsets(report: Report, path: Path, service: Service) -> None:

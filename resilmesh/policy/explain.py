@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from resilmesh.policy.blocks import Backoff, CircuitBreaker, RateLimit
 from resilmesh.policy.document import Path
 from resilmesh.policy.fields import Block
-from resilmesh.policy.resolve import CALL_BLOCKS, SERVICE_BLOCKS, Effective, effective
+from resilmesh.policy.resolve import CALL_BLOCKS, ROUTE_BLOCKS, SERVICE_BLOCKS, Effective, effective
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Explanation:
         yield Value("mode", plan.mode, self._origin("mode"))
         yield from self._own(policy.mesh, ("mesh",), "local_replies")
         yield from self._own(plan.service, self._service, "protocol", "endpoints", "subsets")
-        for name in (*CALL_BLOCKS, *SERVICE_BLOCKS, "split"):
+        for name in (*CALL_BLOCKS, *SERVICE_BLOCKS, *ROUTE_BLOCKS):
             value = getattr(plan, name)
             field = next(type(level).model_fields[name] for level in self._levels() if name in type(level).model_fields)
             key = field.alias or name

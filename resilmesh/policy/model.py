@@ -3,7 +3,7 @@
 Read it top down: ``Policy`` holds ``mesh``, ``defaults``, ``services`` and ``inbound``; a service holds
 blocks and routes; a route holds a match and blocks. Words are Istio's for routes, outliers, faults,
 splits and authorization, and resilience4j's for the failure-rate circuit breaker. This file is the tree;
-the blocks that hang on it are in ``matching``, ``blocks``, ``later`` and ``inbound``, and can be had from here.
+the blocks that hang on it are in ``matching``, ``blocks``, ``shaping``, ``later`` and ``inbound``, and can be had from here.
 
 Rules for editors: every field goes through ``field()`` with its unit, source and Envoy mapping; a
 default is safe and is written out to Envoy; validation never tightens within ``resilmesh/v1``.
@@ -20,6 +20,7 @@ from resilmesh.policy.blocks import (
     Backoff,
     CircuitBreaker,
     Concurrency,
+    Descriptor,
     Endpoint,
     Fault,
     FaultAbort,
@@ -44,7 +45,6 @@ from resilmesh.policy.fields import (
     Name,
     approximates,
     field,
-    library_only,
     maps_to,
     shaped,
     shorthand_for,
@@ -57,19 +57,18 @@ from resilmesh.policy.inbound import (
     Operation,
     Source,
 )
-from resilmesh.policy.later import (
+from resilmesh.policy.later import SlowStart, Tls
+from resilmesh.policy.matching import GrpcMatch, Match, PathMatch, StringMatch
+from resilmesh.policy.shaping import (
+    NO_FALLBACK,
     Classify,
-    Descriptor,
     Fallback,
     HeaderChanges,
     HeaderOperations,
     Mirror,
     PathRegexRewrite,
     Rewrite,
-    SlowStart,
-    Tls,
 )
-from resilmesh.policy.matching import GrpcMatch, Match, PathMatch, StringMatch
 
 __all__ = [
     "AuthorizationPolicy", "AuthorizationRule", "Backoff", "CallBlocks", "CircuitBreaker", "Classify", "Concurrency", "Condition",
@@ -129,6 +128,14 @@ class CallBlocks(Block):
         scope=_BY_LEVEL,
     )
     fault: Fault | None = field("Injects failures for drills.", None, envoy=maps_to("envoy.filters.http.fault"))
+    classify: Classify | None = field(
+        "Which answers count as failures.", None,
+        envoy=approximates("HttpProtocolOptions.outlier_detection.error_matcher", "Envoy's retry words go on to see the status."),
+    )
+    fallback: Fallback | None = field("A static answer in place of an error.", None, envoy=NO_FALLBACK)
+    headers: HeaderChanges | None = field(
+        "Header changes on requests and responses.", None, envoy=maps_to("route.request_headers_to_add ..."),
+    )
 
 
 class ServiceBlocks(CallBlocks):
@@ -167,18 +174,8 @@ class Route(CallBlocks):
         envoy=approximates("the route without policy", "OBSERVE and OFF export a route that only forwards.", exact_for=("ENFORCE",)),
     )
     split: list[SplitTarget] | None = field("Shares of traffic by subset.", None, envoy=maps_to("weighted_clusters"), min_length=1)
-    headers: HeaderChanges | None = field(
-        "Header changes on requests and responses.", None, envoy=maps_to("route.request_headers_to_add ..."), later=True,
-    )
-    rewrite: Rewrite | None = field("Path and host rewrite.", None, envoy=maps_to("route.prefix_rewrite ..."), later=True)
-    mirror: Mirror | None = field("Sends a copy elsewhere.", None, envoy=maps_to("route.request_mirror_policies"), later=True)
-    fallback: Fallback | None = field(
-        "A static answer in place of an error.", None, envoy=library_only("Envoy has no fallback."), later=True,
-    )
-    classify: Classify | None = field(
-        "Statuses and headers that count as failure.", None,
-        envoy=approximates("retry_policy, outlier_detection", "Envoy classifies for retries only."), later=True,
-    )
+    rewrite: Rewrite | None = field("Path and host rewrite.", None, envoy=maps_to("route.prefix_rewrite ..."))
+    mirror: Mirror | None = field("Sends a copy elsewhere.", None, envoy=maps_to("route.request_mirror_policies"))
 
 
 class Service(ServiceBlocks):
@@ -211,6 +208,8 @@ class Service(ServiceBlocks):
     )
     subsets: list[Subset] | None = field("Named parts of the endpoints.", None, envoy=maps_to("cluster.lb_subset_config"), min_length=1)
     split: list[SplitTarget] | None = field("Shares of traffic by subset.", None, envoy=maps_to("weighted_clusters"), min_length=1)
+    rewrite: Rewrite | None = field("Path and host rewrite.", None, envoy=maps_to("route.prefix_rewrite ..."))
+    mirror: Mirror | None = field("Sends a copy elsewhere.", None, envoy=maps_to("route.request_mirror_policies"))
     routes: list[Route] | None = field("First match wins; no match: the service's own blocks.", None, envoy=maps_to("virtual_host.routes"))
 
 

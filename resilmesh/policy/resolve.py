@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from resilmesh.policy.model import (
         CircuitBreaker,
+        Classify,
         Concurrency,
+        Fallback,
         Fault,
+        HeaderChanges,
         LoadBalancer,
+        Mirror,
         Mode,
         OutlierDetection,
         Policy,
         RateLimit,
         Retries,
         RetryBudget,
+        Rewrite,
         Route,
         Service,
         SplitTarget,
@@ -31,9 +36,11 @@ if TYPE_CHECKING:
 Path = tuple[str | int, ...]
 
 #: Blocks by the levels they may stand at, nearest last.
-CALL_BLOCKS = ("timeout", "idle_timeout", "retries", "circuit_breaker", "rate_limit", "concurrency", "fault")
+CALL_BLOCKS = (
+    "timeout", "idle_timeout", "retries", "circuit_breaker", "rate_limit", "concurrency", "fault", "classify", "fallback", "headers",
+)
 SERVICE_BLOCKS = ("connect_timeout", "retry_budget", "outlier_detection", "load_balancer")
-_ROUTE_BLOCKS = ("split",)
+ROUTE_BLOCKS = ("split", "rewrite", "mirror")
 
 _STRENGTH = {"OFF": 0, "OBSERVE": 1, "ENFORCE": 2}
 
@@ -56,7 +63,12 @@ class Effective:
     outlier_detection: OutlierDetection | None
     load_balancer: LoadBalancer
     fault: Fault | None
+    classify: Classify | None
+    fallback: Fallback | None
+    headers: HeaderChanges | None
     split: list[SplitTarget] | None
+    rewrite: Rewrite | None
+    mirror: Mirror | None
     #: Where each block was written; absent for a built-in default.
     origin: dict[str, Path]
 
@@ -74,7 +86,7 @@ def effective(policy: Policy, service_index: int, route_index: int | None) -> Ef
     if route is not None:
         levels.append(((*at_service, "routes", cast(int, route_index)), route))
     origin: dict[str, Path] = {}
-    values = {name: _nearest(name, levels, origin) for name in (*CALL_BLOCKS, *SERVICE_BLOCKS, *_ROUTE_BLOCKS)}
+    values = {name: _nearest(name, levels, origin) for name in (*CALL_BLOCKS, *SERVICE_BLOCKS, *ROUTE_BLOCKS)}
     return Effective(
         service=service, route=route, mode=_weakest_mode(policy, levels, origin), origin=origin, **values,
     )
