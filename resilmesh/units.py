@@ -35,7 +35,7 @@ def parse_duration(text: str) -> float:
 
 def _complaint(text: str) -> str:
     shown = text if len(text) <= 64 else text[:61] + "..."
-    if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+    if len(text) <= 64 and re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
         return f"{shown!r} has no unit: write '{text}s' or '{text}ms'"
     return f"{shown!r} is not a duration: write a number and a unit (us, ms, s, m, h, d), such as '250ms' or '1m30s'"
 
