@@ -26,9 +26,10 @@ from resilmesh.watch import PolicyFile
 
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
-    from resilmesh.engine.compile import Table
+    from resilmesh.engine.compile import Compiler, Table
     from resilmesh.engine.match import Headers
     from resilmesh.engine.plan import Plan
+    from resilmesh.inject import Injection, Scope
     from resilmesh.policy.codes import Diagnostic
     from resilmesh.policy.load import Loaded
     from resilmesh.policy.model import Policy
@@ -82,6 +83,7 @@ class Mesh:
         self._hub = Hub()
         self._store = Store()
         self._applying = threading.Lock()
+        self._injections: tuple[Injection, ...] = ()
         self._guarded: set[tuple[str, str | None]] = set()
         self.doubted: set[tuple[str, str | None]] = set()
         self._revision = 0
@@ -207,7 +209,6 @@ class Mesh:
 
     def _compile(self, loaded: Loaded) -> Table:
         # What only a policy needs (pydantic, the model, the compiler) is imported with the first of them.
-        from resilmesh.engine.compile import Compiler
         from resilmesh.policy.check import check
 
         errors = [each for each in check(loaded) if each.severity == "error"]
@@ -217,15 +218,20 @@ class Mesh:
         policy = loaded.policy
         if self._overrides:
             policy = policy.model_copy(update={"mesh": policy.mesh.model_copy(update=self._overrides)})
-        settings = policy.mesh
-        compiler = Compiler(
-            policy, self._store, self._hub, self._rng, respond=settings.local_replies == "RESPOND",
-            forbids_unknown=settings.outbound == "REGISTRY_ONLY" and settings.mode == "ENFORCE",
-        )
+        compiler = self._compiler(policy)
         table = compiler.table()
         self._store.commit(compiler.claims)
         self._revision += 1
         return table
+
+    def _compiler(self, policy: Policy) -> Compiler:
+        from resilmesh.engine.compile import Compiler
+
+        settings = policy.mesh
+        return Compiler(
+            policy, self._store, self._hub, self._rng, respond=settings.local_replies == "RESPOND",
+            forbids_unknown=settings.outbound == "REGISTRY_ONLY" and settings.mode == "ENFORCE", injections=self._injections,
+        )
 
     def _missing(self, loaded: Loaded) -> list[Diagnostic]:
         """Functions that are guarded must stay so: a policy without their service would fail every one of their calls."""
@@ -278,6 +284,37 @@ class Mesh:
             raise UnknownService(unknown(table, service, route))
         self._guarded.add((service, route))
 
+    # -------------------------------------------------------------------------------------------- faults
+
+    def inject(
+        self, service: str, *, route: str | None = None, status: int | None = None, delay: float | str | None = None,
+        percent: float = 100, scope: Scope = "CALL",
+    ) -> Injection:
+        """A fault for as long as a block runs: ``with mesh.inject("inventory", status=503): ...``, in async code too, or as a decorator.
+
+        ``route=None``: every route of the service. ``status`` (200-599) answers in the service's place, ``delay`` (seconds, or
+        text such as ``"300ms"``; 1h at most) waits first, each for ``percent`` (0-100) of the calls. ``scope``: as in the
+        policy's ``fault``, of which it is a further one; of several, every delay and the innermost status count. It stands
+        through a reload, and a call keeps what it began with.
+
+        Raises ``UnknownService``, and ``ValueError`` when the target is under mode OFF or OBSERVE, where no fault acts.
+        """
+        from resilmesh.inject import Injection
+
+        return Injection(self, service, route=route, status=status, delay=delay, percent=percent, scope=scope)
+
+    def _begin_injection(self, injection: Injection) -> None:
+        with self._applying:
+            self._injections = (*self._injections, injection)
+            self.table = self._compiler(self.table.policy).table()  # the same keys, so there is nothing to commit
+        self._hub.emit(self.clock.monotonic(), "injection_began", **injection.shown())
+
+    def _end_injection(self, injection: Injection) -> None:
+        with self._applying:
+            self._injections = tuple(each for each in self._injections if each is not injection)
+            self.table = self._compiler(self.table.policy).table()
+        self._hub.emit(self.clock.monotonic(), "injection_ended", **injection.shown())
+
     # ------------------------------------------------------------------------------------------ adapters
 
     def route_http(self, method: str, host: str, port: int, target: str, headers: Headers) -> Plan | None:
@@ -326,7 +363,7 @@ class Mesh:
         return {
             "workload": mesh.workload, "mode": mesh.mode, "outbound": mesh.outbound, "localReplies": mesh.local_replies,
             "revision": self._revision, "refused": self._refused, "lastRefusal": self._last_refusal, "inFlight": in_flight,
-            "services": services,
+            "injections": [each.shown() for each in self._injections], "services": services,
         }
 
     # ------------------------------------------------------------------------------------------- closing

@@ -140,10 +140,10 @@ class Guard:
         return _NOT_CONNECTED if isinstance(error, ConnectionRefusedError) else _FAILED
 
     def of_fault(self, call: Call) -> tuple[InjectedFault, Answer]:
-        """What an attempt is that the policy's fault answers in place of the function."""
+        """What an attempt is that a fault answers in place of the function."""
         status = call.injected or 503
         error = InjectedFault(
-            f"the policy's fault aborted this attempt with status {status}", service=self._service,
+            f"an injected fault aborted this attempt with status {status}", service=self._service,
             route=self._route, attempts=call.number,
         )
         error.status = status

@@ -54,7 +54,7 @@ from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
     from resilmesh.engine.events import Hub
-    from resilmesh.engine.fault import Fault
+    from resilmesh.engine.fault import Fault, Faults
     from resilmesh.state.balance import Balancer
     from resilmesh.state.breaker import Permit
     from resilmesh.state.concurrency import Concurrency, Waker
@@ -235,13 +235,14 @@ class Call:
     def _abort_or_go_on(self, now: float) -> Step:
         fault = self.plan.fault
         assert fault is not None
-        if not fault.draw_abort(self.plan.rng):
+        abort = fault.draw_abort(self.plan.rng)
+        if abort is None:
             return self.start(now)
-        status = fault.abort_status or 200
+        status = abort.abort_status or 200
         self._count_fault(now, "abort", scope="CALL", status=status)
-        error = self._error(InjectedFault, f"the policy's fault aborted this call with status {status}")
+        error = self._error(InjectedFault, f"an injected fault aborted this call with status {status}")
         assert isinstance(error, InjectedFault)
-        error.status, error.grpc_status = status, fault.abort_grpc
+        error.status, error.grpc_status = status, abort.abort_grpc
         return self._raise(now, error, counted=_IGNORED_CALL)
 
     def _queue(self, now: float, gate: Concurrency) -> Step:
@@ -284,12 +285,13 @@ class Call:
 
     # ------------------------------------------------------------------------------------- attempt level
 
-    def _inject_attempt(self, now: float, fault: Fault) -> Step:
+    def _inject_attempt(self, now: float, fault: Fault | Faults) -> Step:
         rng = self.plan.rng
         delay = fault.draw_delay(rng)
         self.injected = None
-        if fault.draw_abort(rng):
-            self.injected = fault.abort_status or 200
+        abort = fault.draw_abort(rng)
+        if abort is not None:
+            self.injected = abort.abort_status or 200
             self._count_fault(now, "abort", scope="ATTEMPT", status=self.injected)
         if not delay:
             return SEND

@@ -7,10 +7,10 @@ changes none of it, so a compilation that fails leaves everything as it was.
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from resilmesh.engine.events import Hub
-from resilmesh.engine.fault import Fault
+from resilmesh.engine.fault import Fault, Faults
 from resilmesh.engine.match import Headers, Matcher
 from resilmesh.engine.plan import Plan, RetryPlan, Split
 from resilmesh.engine.store import Claims, Key, Store
@@ -25,6 +25,7 @@ from resilmesh.state.ratelimit import AllOf, RateLimit
 from resilmesh.state.stats import Stats
 
 if TYPE_CHECKING:
+    from resilmesh.engine.fault import Injected
     from resilmesh.policy.model import CircuitBreaker as BreakerBlock
     from resilmesh.policy.model import Fault as FaultBlock
     from resilmesh.policy.model import OutlierDetection, Policy, Retries, Service, SplitTarget
@@ -67,10 +68,17 @@ class Table:
 
 
 class Compiler:
-    """Makes one table. ``respond`` and ``forbids_unknown`` are the mesh's own settings, overrides included."""
+    """Makes one table. ``respond`` and ``forbids_unknown`` are the mesh's own settings, overrides included.
 
-    def __init__(self, policy: Policy, store: Store, hub: Hub, rng: Random, *, respond: bool, forbids_unknown: bool) -> None:
+    ``injections``: the faults that programs have put into it, in the order they came.
+    """
+
+    def __init__(
+        self, policy: Policy, store: Store, hub: Hub, rng: Random, *, respond: bool, forbids_unknown: bool,
+        injections: tuple[Injected, ...] = (),
+    ) -> None:
         self._policy = policy
+        self._injections = injections
         self._hub = hub
         self._rng = rng
         self._respond = respond
@@ -117,8 +125,8 @@ class Compiler:
             endpoints=endpoints or None,
             balancer=None if detector is None else self._balancer(blocks, "", detector),
             split=self._split(blocks.split, blocks, detector),
-            fault=None if blocks.fault is None else _fault(blocks.fault),
-            fault_scope="CALL" if blocks.fault is None else blocks.fault.scope,
+            fault=self._faults(blocks, "CALL"),
+            drill=self._faults(blocks, "ATTEMPT"),
             http2=blocks.service.protocol == "HTTP2",
         )
 
@@ -213,6 +221,16 @@ class Compiler:
             lambda: Balancer(policy, members, detector, self._rng),
             lambda kept: kept.retune(policy, members),
         )
+
+    def _faults(self, blocks: Effective, scope: Literal["CALL", "ATTEMPT"]) -> Fault | Faults | None:
+        """What stands at one scope: the injection that came last, those before it, the policy's own."""
+        service, route = blocks.service.name, None if blocks.route is None else blocks.route.name
+        found = [each.fault for each in reversed(self._injections) if each.scope == scope and each.applies_to(service, route)]
+        if blocks.fault is not None and blocks.fault.scope == scope:
+            found.append(_fault(blocks.fault))
+        if len(found) < 2:
+            return found[0] if found else None
+        return Faults(tuple(found))
 
     def _split(self, targets: list[SplitTarget] | None, blocks: Effective, detector: OutlierDetector | None) -> Split | None:
         if not targets or detector is None:

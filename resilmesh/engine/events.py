@@ -18,6 +18,8 @@ It should return fast. One that raises is logged once and dropped: telling must 
     circuit_changed    old, new, reason         (call and attempt are 0)
     endpoint_ejected   endpoint, reason, seconds
     endpoint_returned  endpoint
+    injection_began    status, delay, percent, scope    (mesh.inject)
+    injection_ended    likewise
     policy_applied     revision
     policy_refused     error
 """

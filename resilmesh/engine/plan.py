@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from resilmesh.engine.events import Hub
-    from resilmesh.engine.fault import Fault
+    from resilmesh.engine.fault import Fault, Faults
     from resilmesh.state.balance import Balancer
     from resilmesh.state.breaker import CircuitBreaker
     from resilmesh.state.budget import RetryBudget
@@ -91,8 +91,8 @@ class Plan:
         endpoints: tuple[Endpoint, ...] | None = None,
         balancer: Balancer | None = None,
         split: Split | None = None,
-        fault: Fault | None = None,
-        fault_scope: Literal["CALL", "ATTEMPT"] = "CALL",
+        fault: Fault | Faults | None = None,
+        drill: Fault | Faults | None = None,
         http2: bool = False,
     ) -> None:
         self.service = service
@@ -118,9 +118,9 @@ class Plan:
         self.http2 = http2
         self.balancer = balancer
         self.split = split
-        #: The fault of call scope, or of attempt scope: one of the two at most.
-        self.fault = fault if fault_scope == "CALL" else None
-        self.drill = fault if fault_scope == "ATTEMPT" and mode == "ENFORCE" else None
+        #: The faults of call scope, and those of attempt scope.
+        self.fault = fault
+        self.drill = drill if mode == "ENFORCE" else None
         #: Nothing stands above the deadline: no OBSERVE, no fault of call scope.
         self.plain = mode == "ENFORCE" and self.fault is None
         #: A success without a retry word needs no second look: no OBSERVE, and retryOn lists no status that is a success.
