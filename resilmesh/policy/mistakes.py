@@ -99,9 +99,9 @@ def _words(
         return codes.OUT_OF_BOUNDS, f"{name} is too long", f"at most {context['max_length']} characters"
     if kind == "string_pattern_mismatch":
         words = SHAPES[context["pattern"]]
-        upper = f"'{value.upper()}'" if words.startswith("a method") and value.isalpha() else ""
-        lower = f"'{value.lower()}'" if words.startswith("a header name") and value.lower() != value and value.isascii() else ""
-        return codes.MALFORMED, f"{name}: {_shown(value)} is malformed", f"write {upper or lower}" if upper or lower else words
+        other = value.upper() if words.startswith("a method") else value.lower() if words.startswith("a header name") else ""
+        meant = len(other) <= 60 and re.fullmatch(context["pattern"], other) is not None
+        return codes.MALFORMED, f"{name}: {_shown(value)} is malformed", f"write {other!r}" if meant else words
     if kind == "network":
         return codes.BAD_NETWORK, f"{name}: {shorten(context['problem'], 120)}", ""
     wanted = context.get("wanted") or _WANTED.get(kind, "another value")
