@@ -22,6 +22,7 @@ from resilmesh.engine import call as engine_call
 from resilmesh.engine.events import Hub, Observer
 from resilmesh.engine.store import Store
 from resilmesh.errors import Forbidden, PolicyError, UnknownService
+from resilmesh.state.breaker import Force
 from resilmesh.watch import PolicyFile
 
 if TYPE_CHECKING:
@@ -333,6 +334,27 @@ class Mesh:
     def respond(self) -> bool:
         """Whether outcomes made locally are responses (``localReplies: RESPOND``) rather than exceptions."""
         return self.table.policy.mesh.local_replies == "RESPOND"
+
+    # ---------------------------------------------------------------------------------------- by hand
+
+    def force_circuit(self, service: str, to: Force, *, route: str | None = None) -> None:
+        """Set the circuit of a service, or of a route that has one of its own, by hand; ``AUTO`` gives it back to its calls.
+
+        ``OPEN`` refuses every attempt; ``CLOSED`` lets all through and counts nothing; ``METRICS_ONLY`` lets all through, counts, and
+        says by the event ``circuit_would_open`` when it would have opened. A new policy does not undo it.
+
+        Raises ``UnknownService`` for a name that the policy does not have, and ``ValueError`` where there is no circuit.
+        """
+        if to not in get_args(Force):
+            raise ValueError(f"a circuit is forced to one of {', '.join(get_args(Force))}, not {to!r}")
+        table = self.table
+        known, plan = table.named(service, route)
+        if not known:
+            raise UnknownService(unknown(table, service, route))
+        if plan is None or plan.breaker is None:
+            name = service if route is None else f"{service}/{route}"
+            raise ValueError(f"{name!r} has no circuit: " + ("its mode is OFF" if plan is None else "give it a 'circuitBreaker'"))
+        plan.breaker.force(to, self.clock.monotonic())
 
     # ----------------------------------------------------------------------------------------- observing
 

@@ -59,8 +59,11 @@ if TYPE_CHECKING:
     from resilmesh.state.breaker import Permit
     from resilmesh.state.concurrency import Concurrency, Waker
     from resilmesh.state.outlier import Endpoint
+    from resilmesh.state.ratelimit import AllOf, LimitsByValue, RateLimit
 
 Step = Literal["SEND", "SLEEP", "WAIT", "RETURN", "RAISE"]
+#: Why a fallback stands in for an outcome.
+FallbackReason = Literal["REJECTED", "DEADLINE", "FAILURE"]
 SEND: Final = "SEND"
 SLEEP: Final = "SLEEP"
 WAIT: Final = "WAIT"
@@ -100,7 +103,7 @@ class Call:
     __slots__ = (
         "_answer", "_balancer", "_began", "_born", "_gate", "_outer", "_permit", "_phase", "_sent_at", "_serial", "_ticket", "_to_headers",
         "_tried",
-        "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "number", "plan", "replayable", "wake_at",
+        "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "number", "plan", "replayable", "values", "wake_at",
     )
 
     def __init__(self, plan: Plan, idempotent: bool = False, replayable: bool = True, deadline: float = INFINITY) -> None:
@@ -121,6 +124,7 @@ class Call:
         self._phase = _NEW
 
     # Set when first needed, before anything reads them.
+    values: tuple[str | None, ...]  #: of the request headers ``plan.by_value.headers``; the driver sets it before ``start``
     headers_by: float  #: absolute time by which the attempt must have its response headers
     wake_at: float  #: absolute time of the next ``woke``, after SLEEP and WAIT
     _answer: Answer
@@ -168,7 +172,7 @@ class Call:
             if budget is not None:
                 budget.deposit(now)
             # The rate limit is above concurrency: a throttled caller must not hold a slot.
-            limit = plan.limit
+            limit = plan.limit if plan.by_value is None else self._limit(plan.by_value)
             if limit is not None and not limit.take(now):
                 return self._reject(now, RateLimited, "the rate limit has no token left", limit.retry_after(now))
             # Concurrency is above the split and the attempts: one call, one slot, held until its body ends.
@@ -211,6 +215,10 @@ class Call:
             self._tell(now, "attempt_started", endpoint=self.endpoint.address if self.endpoint else None)
         # A fault of attempt scope stands where the attempt would: below the circuit and the endpoint, which a drill exercises.
         return SEND if plan.drill is None else self._inject_attempt(now, plan.drill)
+
+    def _limit(self, by_value: LimitsByValue) -> RateLimit | AllOf:
+        """The rate limit of this request's header values; a function call has none of them."""
+        return by_value.of(getattr(self, "values", ()))
 
     def _attend(self, hub: Hub, now: float) -> None:
         """Clean up after calls that nobody ended, and tell who listens that this one began."""
@@ -400,7 +408,7 @@ class Call:
         if at_limit and not observes:
             if self.headers_by >= self.deadline:
                 return self._raise(now, self._deadline_error(), counted=_IGNORED_CALL if verdict is _IGNORED else "deadline")
-            return self._raise(now, self._per_try_error(), counted="deadline")
+            return self._raise(now, self.per_try_error(), counted="deadline")
         if answer.complete:
             self._finish(now, verdict)
         elif self._enter(_COMMITTED) and verdict is _SUCCESS:
@@ -437,10 +445,11 @@ class Call:
     def _wants_retry(self, answer: Answer) -> bool:
         """Whether the policy would have this attempt repeated, and it can be."""
         retries = self.plan.retries
-        if retries is None or self.number > retries.max_retries:
-            return False
-        # Of an answer with x-envoy-ratelimited Envoy asks no other word, and no number either.
-        if not (answer.words & retries.words or (answer.status in retries.statuses and not answer.words & _RATE_LIMITED)):
+        if answer.again is not None:
+            # The program's own strategies stand in for retryOn and maxRetries; but none is none.
+            if not answer.again or (retries is not None and not retries.max_retries):
+                return False
+        elif retries is None or self.number > retries.max_retries or not (answer.words & retries.words or (answer.status in retries.statuses and not answer.words & _RATE_LIMITED)):
             return False
         # What may have reached the service is repeated only if that is harmless.
         return self.replayable and (self.idempotent or answer.verdict is _UNSENT)
@@ -464,6 +473,8 @@ class Call:
         return True
 
     def _delay(self, answer: Answer) -> float:
+        if answer.backoff is not None:
+            return answer.backoff
         retries = self.plan.retries
         assert retries is not None
         draw = self.plan.rng.random()
@@ -531,6 +542,11 @@ class Call:
         self.plan.hub.orphans.append(self)
 
     @property
+    def began(self) -> float:
+        """When ``start`` came first."""
+        return self._began
+
+    @property
     def over(self) -> bool:
         """Whether nothing is held any more."""
         return self._phase == _OVER
@@ -592,6 +608,31 @@ class Call:
             if tried:
                 self._tried = [*self._tried, endpoint] if self.number > 1 else [endpoint]
 
+    # ------------------------------------------------------------------------------------------ fallback
+
+    def fallback(self, step: Step) -> FallbackReason | None:
+        """After RETURN or RAISE: why a fallback may stand in for the outcome; ``None``: it may not."""
+        if self.plan.mode == "OBSERVE":
+            return None
+        if step is RAISE:
+            error = self.error
+            if isinstance(error, Rejected):
+                return "REJECTED"
+            if isinstance(error, DeadlineExceeded):
+                return "DEADLINE"
+            failed = isinstance(error, InjectedFault) and self.plan.verdict_of(error.status)[0] is _FAILURE
+        else:
+            answer: Answer | None = getattr(self, "_answer", None)
+            failed = answer is not None and (answer.verdict is _FAILURE or answer.verdict is _UNSENT)
+        return "FAILURE" if failed else None
+
+    def fell_back(self, now: float, reason: FallbackReason) -> None:
+        """A fallback was given in place of the outcome, which is counted as what it was."""
+        if self._phase == _COMMITTED:
+            self._finish(now, self._answer.verdict)  # its body is not wanted any more
+        self.plan.stats.count(self.plan.stats.fallbacks, reason)
+        self._tell(now, "fell_back", reason=reason)
+
     # ------------------------------------------------------------------------------------------- raising
 
     def _reject(self, now: float, kind: type[Rejected], why: str, retry_after: float | None) -> Step:
@@ -626,10 +667,12 @@ class Call:
             self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
         return RAISE
 
-    def take_error(self) -> CallError:
-        """After RAISE: what to raise, handed over, so that the call and the exception's traceback make no cycle."""
+    def take_error(self, last: BaseException | None = None) -> CallError:
+        """After RAISE: what to raise, because of ``last``. Handed over, so that call and traceback make no cycle."""
         error, self.error = self.error, None
         assert error is not None
+        if last is not None:
+            error.__cause__ = last
         return error
 
     def _error(self, kind: type[CallError], why: str, retry_after: float | None = None) -> CallError:
@@ -642,7 +685,8 @@ class Call:
             return self._error(DeadlineExceeded, "the deadline that this call inherited has passed")
         return self._error(DeadlineExceeded, f"no answer within the timeout of {format_duration(timeout)}")
 
-    def _per_try_error(self) -> CallError:
+    def per_try_error(self) -> CallError:
+        """What an attempt is to the program that perTryTimeout has ended."""
         return self._error(DeadlineExceeded, f"no response within the perTryTimeout of {format_duration(self.plan.per_try)}")
 
     # ------------------------------------------------------------------------------------------- OBSERVE
@@ -667,7 +711,8 @@ class Call:
     def _would_reject(self, now: float) -> str | None:
         plan = self.plan
         self._permit = None
-        if plan.limit is not None and not plan.limit.take(now):
+        limit = plan.limit if plan.by_value is None else self._limit(plan.by_value)
+        if limit is not None and not limit.take(now):
             return RateLimited.__name__
         gate = plan.concurrency
         if gate is not None:

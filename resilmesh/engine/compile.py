@@ -11,25 +11,33 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resilmesh.engine.events import Hub
 from resilmesh.engine.fault import Fault, Faults
-from resilmesh.engine.match import Headers, Matcher
-from resilmesh.engine.plan import Plan, RetryPlan, Split
+from resilmesh.engine.match import Headers, Matcher, comparison
+from resilmesh.engine.plan import Fallback, Mirror, Plan, RetryPlan, Split
+from resilmesh.engine.shape import shape
 from resilmesh.engine.store import Claims, Key, Store
-from resilmesh.engine.verdict import mask
+from resilmesh.engine.verdict import Classes, mask
 from resilmesh.policy.resolve import Effective, effective
 from resilmesh.state.balance import Balancer
 from resilmesh.state.breaker import BreakerSettings, CircuitBreaker
 from resilmesh.state.budget import RetryBudget
 from resilmesh.state.concurrency import Concurrency
 from resilmesh.state.outlier import Endpoint, OutlierDetector, OutlierSettings
-from resilmesh.state.ratelimit import AllOf, RateLimit
+from resilmesh.state.ratelimit import AllOf, LimitsByValue, RateLimit, RateLimitByValue
 from resilmesh.state.stats import Stats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilmesh.engine.fault import Injected
     from resilmesh.policy.model import CircuitBreaker as BreakerBlock
+    from resilmesh.policy.model import Classify, OutlierDetection, Policy, Retries, Service, SplitTarget, StringMatch
+    from resilmesh.policy.model import Fallback as FallbackBlock
     from resilmesh.policy.model import Fault as FaultBlock
-    from resilmesh.policy.model import OutlierDetection, Policy, Retries, Service, SplitTarget
     from resilmesh.policy.model import RateLimit as RateLimitBlock
+
+
+#: What the plan of mirrored copies is called; no route of a policy can have the name.
+MIRROR_ROUTE = "(mirror)"
 
 
 class Table:
@@ -92,7 +100,7 @@ class Compiler:
 
     def _service(self, index: int, service: Service) -> tuple[Plan | None, ...]:
         own = effective(self._policy, index, None)
-        endpoints = tuple(self._endpoint(service.name, each.address, each.labels) for each in service.endpoints or ())
+        endpoints = self._endpoints(service)
         detector = self._detector(own, endpoints) if endpoints else None
         routes: list[int | None] = [*range(len(service.routes or ())), None]
         return tuple(
@@ -104,6 +112,8 @@ class Compiler:
             return None
         service, route = blocks.service.name, None if blocks.route is None else blocks.route.name
         retries, concurrency = blocks.retries, blocks.concurrency
+        limit = self._limit(blocks)
+        enforced = blocks.mode == "ENFORCE"  # OBSERVE changes nothing and sends nothing of its own
         return Plan(
             service,
             route,
@@ -119,7 +129,8 @@ class Compiler:
             retry_idempotent=None if retries is None else retries.idempotent,
             budget=self._budget(blocks),
             breaker=self._breaker(blocks),
-            limit=self._limit(blocks),
+            limit=None if isinstance(limit, LimitsByValue) else limit,
+            by_value=limit if isinstance(limit, LimitsByValue) else None,
             concurrency=self._concurrency(blocks),
             max_pending_wait=None if concurrency is None else concurrency.max_pending_wait,
             endpoints=endpoints or None,
@@ -128,6 +139,10 @@ class Compiler:
             fault=self._faults(blocks, "CALL"),
             drill=self._faults(blocks, "ATTEMPT"),
             http2=blocks.service.protocol == "HTTP2",
+            classes=None if blocks.classify is None else _classes(blocks.classify),
+            fallback=None if blocks.fallback is None else _fallback(blocks.fallback),
+            shape=shape(blocks) if enforced else None,
+            mirror=self._mirror(blocks) if enforced else None,
         )
 
     # --------------------------------------------------------------------------------------------- state
@@ -144,17 +159,21 @@ class Compiler:
         hub = self._hub
 
         def notify(old: str, new: str, reason: str, now: float) -> None:
-            hub.emit(now, "circuit_changed", service, None if route == "*" else route, old=old, new=new, reason=reason)
+            where = service, None if route == "*" else route
+            if old == new:
+                hub.emit(now, "circuit_would_open", *where, reason=reason)
+            else:
+                hub.emit(now, "circuit_changed", *where, old=old, new=new, reason=reason)
 
         return self.claims.claim(
             ("circuitBreaker", service, route, ""), lambda: CircuitBreaker(settings, notify), lambda kept: kept.retune(settings),
         )
 
-    def _limit(self, blocks: Effective) -> RateLimit | AllOf | None:
+    def _limit(self, blocks: Effective) -> RateLimit | AllOf | LimitsByValue | None:
         if blocks.rate_limit is None:
             return None
         stands_at = self._scope(blocks, "rate_limit")
-        limits: list[RateLimit] = []
+        limits: list[RateLimit | RateLimitByValue] = []
         shared = 0
         for index, each in enumerate(blocks.rate_limit):
             if stands_at == "*" or each.scope == "SERVICE":
@@ -163,12 +182,23 @@ class Compiler:
                 shared += 1
             else:
                 limits.append(self._one_limit(blocks, each, stands_at, index))
-        return limits[0] if len(limits) == 1 else AllOf(limits)
+        plain = [each for each in limits if isinstance(each, RateLimit)]
+        if len(plain) < len(limits):
+            return LimitsByValue(limits)
+        return plain[0] if len(plain) == 1 else AllOf(plain)
 
-    def _one_limit(self, blocks: Effective, block: RateLimitBlock, owner: str, number: int) -> RateLimit:
+    def _one_limit(self, blocks: Effective, block: RateLimitBlock, owner: str, number: int) -> RateLimit | RateLimitByValue:
         figures = (block.requests, block.per, block.burst or block.requests)
-        key: Key = ("rateLimit", blocks.service.name, owner, str(number))
-        return self.claims.claim(key, lambda: RateLimit(*figures), lambda kept: kept.retune(*figures))
+        service, by = blocks.service.name, block.descriptor
+        if by is None:
+            return self.claims.claim(
+                ("rateLimit", service, owner, str(number)), lambda: RateLimit(*figures), lambda kept: kept.retune(*figures),
+            )
+        return self.claims.claim(
+            ("rateLimit", service, owner, f"{number} by {by.header}"),
+            lambda: RateLimitByValue(by.header, *figures, by.max_values),
+            lambda kept: kept.retune(*figures, by.max_values),
+        )
 
     def _concurrency(self, blocks: Effective) -> Concurrency | None:
         block = blocks.concurrency
@@ -185,6 +215,9 @@ class Compiler:
         figures = (block.percent, block.min_retries_per_second, block.ttl)
         key: Key = ("retryBudget", blocks.service.name, "*", "")
         return self.claims.claim(key, lambda: RetryBudget(*figures), lambda kept: kept.retune(*figures))
+
+    def _endpoints(self, service: Service) -> tuple[Endpoint, ...]:
+        return tuple(self._endpoint(service.name, each.address, each.labels) for each in service.endpoints or ())
 
     def _endpoint(self, service: str, address: str, labels: dict[str, str]) -> Endpoint:
         def relabel(kept: Endpoint) -> None:
@@ -232,6 +265,31 @@ class Compiler:
             return found[0] if found else None
         return Faults(tuple(found))
 
+    def _mirror(self, blocks: Effective) -> Mirror | None:
+        """The copies of a call: to the endpoints of another service and within its limits, with the call's own timeout."""
+        block = blocks.mirror
+        if block is None or not block.percent:
+            return None
+        index = next(number for number, each in enumerate(self._policy.services) if each.name == block.service)
+        target = effective(self._policy, index, None)
+        name, endpoints = block.service, self._endpoints(target.service)
+        enforced = target.mode == "ENFORCE"
+        plan = Plan(
+            name,
+            MIRROR_ROUTE,
+            hub=self._hub,
+            stats=self.claims.claim(("stats", name, MIRROR_ROUTE, ""), Stats, _keep),
+            rng=self._rng,
+            timeout=blocks.timeout or _MIRROR_TIMEOUT,
+            connect_timeout=target.connect_timeout if enforced else None,
+            concurrency=self._concurrency(target) if enforced else None,
+            endpoints=endpoints,
+            balancer=self._balancer(target, block.subset or "", self._detector(target, endpoints)),
+            http2=target.service.protocol == "HTTP2",
+            classes=None if target.classify is None else _classes(target.classify),
+        )
+        return Mirror(plan, block.percent / 100)
+
     def _split(self, targets: list[SplitTarget] | None, blocks: Effective, detector: OutlierDetector | None) -> Split | None:
         if not targets or detector is None:
             return None
@@ -241,6 +299,10 @@ class Compiler:
             bound += target.weight
             shares.append((bound / total, self._balancer(blocks, target.subset, detector)))
         return Split([share for share, target in zip(shares, targets, strict=True) if target.weight])
+
+
+#: Seconds that a mirrored copy may take where its call has no timeout. Envoy: 15 s, its routes' default.
+_MIRROR_TIMEOUT = 15.0
 
 
 def _keep(state: object) -> None:
@@ -257,6 +319,23 @@ def _retries(block: Retries) -> RetryPlan:
         longest=block.backoff.base * 10 if block.backoff.max is None else block.backoff.max,
         retry_after_max=None if block.retry_after is None else block.retry_after.max,
     )
+
+
+def _classes(block: Classify) -> Classes:
+    headers = [(name, _header_fails(wanted)) for name, wanted in (block.failure_headers or {}).items()]
+    return Classes(block.failure_statuses or (), block.success_statuses or (), headers)
+
+
+def _header_fails(wanted: StringMatch) -> Callable[[str | None], bool]:
+    if wanted.present is not None:
+        present = wanted.present
+        return lambda value: (value is not None) is present
+    matches = comparison(wanted)
+    return lambda value: value is not None and matches(value)
+
+
+def _fallback(block: FallbackBlock) -> Fallback:
+    return Fallback(frozenset(block.on), block.status, [*(block.headers or {}).items()], block.body.encode())
 
 
 def _fault(block: FaultBlock) -> Fault:

@@ -15,7 +15,11 @@ It should return fast. One that raises is logged once and dropped: telling must 
     would_reject       reason                   (mode OBSERVE)
     call_ended         verdict, seconds
     call_abandoned
+    fell_back          reason: REJECTED, DEADLINE, FAILURE
+    mirrored           to
+    mirror_dropped     to, reason: streamed, busy
     circuit_changed    old, new, reason         (call and attempt are 0)
+    circuit_would_open reason                   (forced METRICS_ONLY)
     endpoint_ejected   endpoint, reason, seconds
     endpoint_returned  endpoint
     injection_began    status, delay, percent, scope    (mesh.inject)

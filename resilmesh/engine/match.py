@@ -91,7 +91,7 @@ class Matcher:
 
 
 def _routes(service: Service) -> tuple[Predicate | None, ...]:
-    return tuple(None if route.match is None else _any_of([_all_of(match) for match in route.match]) for route in service.routes or ())
+    return tuple(None if route.match is None else _any_of([condition(match) for match in route.match]) for route in service.routes or ())
 
 
 def _any_of(predicates: list[Predicate]) -> Predicate:
@@ -100,7 +100,8 @@ def _any_of(predicates: list[Predicate]) -> Predicate:
     return lambda method, path, query, headers: any(each(method, path, query, headers) for each in predicates)
 
 
-def _all_of(match: Match) -> Predicate:
+def condition(match: Match) -> Predicate:
+    """Whether a request satisfies a match: all of its keys."""
     conditions: list[Predicate] = []
     if match.method is not None:
         methods = frozenset(match.method)
@@ -108,7 +109,7 @@ def _all_of(match: Match) -> Predicate:
     if match.grpc is not None:
         conditions.append(_grpc(match.grpc.service, match.grpc.method))
     if match.path is not None:
-        on_path = _string(match.path)
+        on_path = comparison(match.path)
         conditions.append(lambda method, path, query, headers: on_path(path))
     for name, wanted in (match.headers or {}).items():
         conditions.append(_header(name, wanted))
@@ -139,7 +140,7 @@ def _header(name: str, wanted: StringMatch) -> Predicate:
     if wanted.present is not None:
         present = wanted.present
         return lambda method, path, query, headers: (headers.get(name) is not None) is present
-    matches = _string(wanted)
+    matches = comparison(wanted)
 
     return lambda method, path, query, headers: any(map(matches, _values(headers, name)))
 
@@ -154,17 +155,17 @@ def _values(headers: Headers, name: str) -> Sequence[str]:
     if all(map(str.isascii, found)):
         return found
     # httpx guesses the encoding from all headers together.
-    return [_bytewise(each, getattr(headers, "encoding", "utf-8")) for each in found]
+    return [bytewise(each, getattr(headers, "encoding", "utf-8")) for each in found]
 
 
-def _bytewise(text: str, encoding: str = "utf-8") -> str:
+def bytewise(text: str, encoding: str = "utf-8") -> str:
     """A character for each byte of ``text``."""
     return text if text.isascii() else text.encode(encoding).decode("latin-1")
 
 
 def _query(name: str, wanted: StringMatch) -> Predicate:
     present = wanted.present
-    matches = _string(wanted) if present is None else None
+    matches = comparison(wanted) if present is None else None
 
     def holds(method: str, path: str, query: str, headers: Headers) -> bool:
         value = _first(query, name)
@@ -183,16 +184,16 @@ def _first(query: str, name: str) -> str | None:
     return None
 
 
-def _string(wanted: Any) -> Callable[[str], bool]:
-    """The comparison of a StringMatch or PathMatch."""
+def comparison(wanted: Any) -> Callable[[str], bool]:
+    """How a StringMatch or PathMatch compares a value; its ``present`` is for the caller to see to."""
     if wanted.exact is not None:
-        exact = _bytewise(wanted.exact)
+        exact = bytewise(wanted.exact)
         return lambda value: bool(value == exact)
     if wanted.prefix is not None:
-        prefix = _bytewise(wanted.prefix)
+        prefix = bytewise(wanted.prefix)
         return lambda value: value.startswith(prefix)
     if getattr(wanted, "suffix", None) is not None:
-        suffix = _bytewise(wanted.suffix)
+        suffix = bytewise(wanted.suffix)
         return lambda value: value.endswith(suffix)
-    pattern = compile_regex(_bytewise(wanted.regex))
+    pattern = compile_regex(bytewise(wanted.regex))
     return lambda value: pattern.fullmatch(value) is not None

@@ -6,21 +6,23 @@ its plan when it starts, so a reload can never tear a call in flight.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from resilmesh.engine.verdict import Verdict, of_status
+from resilmesh.engine.verdict import Classes, Verdict, of_status
 
 if TYPE_CHECKING:
     from random import Random
 
     from resilmesh.engine.events import Hub
     from resilmesh.engine.fault import Fault, Faults
+    from resilmesh.engine.shape import Shape
     from resilmesh.state.balance import Balancer
     from resilmesh.state.breaker import CircuitBreaker
     from resilmesh.state.budget import RetryBudget
     from resilmesh.state.concurrency import Concurrency
     from resilmesh.state.outlier import Endpoint
-    from resilmesh.state.ratelimit import AllOf, RateLimit
+    from resilmesh.state.ratelimit import AllOf, LimitsByValue, RateLimit
     from resilmesh.state.stats import Stats
 
 INFINITY = float("inf")
@@ -59,13 +61,35 @@ class Split:
         return self.shares[-1][1]
 
 
+class Fallback:
+    """The policy's static answer: in place of which outcomes, and what it is."""
+
+    __slots__ = ("body", "headers", "on", "status")
+
+    def __init__(self, on: frozenset[str], status: int, headers: Sequence[tuple[str, str]], body: bytes) -> None:
+        self.on = on
+        self.status = status
+        self.headers = tuple(headers)
+        self.body = body
+
+
+class Mirror:
+    """Where copies of a share (0 to 1) of the calls go, and the plan of such a copy."""
+
+    __slots__ = ("plan", "share")
+
+    def __init__(self, plan: Plan, share: float) -> None:
+        self.plan = plan
+        self.share = share
+
+
 class Plan:
     """What a driver and the engine need to know about one route."""
 
     __slots__ = (
-        "balancer", "breaker", "budget", "concurrency", "connect_timeout", "drill", "endpoints", "fault", "http2", "hub",
-        "idle_timeout", "limit", "max_pending_wait", "mode", "per_try", "plain", "quick", "respond", "retries", "retry_idempotent",
-        "rng", "route", "service", "split", "stats", "timeout",
+        "balancer", "breaker", "budget", "by_value", "classes", "concurrency", "connect_timeout", "drill", "endpoints", "fallback",
+        "fault", "http2", "hub", "idle_timeout", "limit", "max_pending_wait", "mirror", "mode", "per_try", "plain", "quick", "respond",
+        "retries", "retry_idempotent", "rng", "route", "service", "shape", "split", "stats", "timeout", "verdict_of",
     )
 
     def __init__(
@@ -86,6 +110,7 @@ class Plan:
         budget: RetryBudget | None = None,
         breaker: CircuitBreaker | None = None,
         limit: RateLimit | AllOf | None = None,
+        by_value: LimitsByValue | None = None,
         concurrency: Concurrency | None = None,
         max_pending_wait: float | None = None,
         endpoints: tuple[Endpoint, ...] | None = None,
@@ -94,6 +119,10 @@ class Plan:
         fault: Fault | Faults | None = None,
         drill: Fault | Faults | None = None,
         http2: bool = False,
+        classes: Classes | None = None,
+        fallback: Fallback | None = None,
+        shape: Shape | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.service = service
         self.route = route
@@ -111,6 +140,8 @@ class Plan:
         self.budget = budget
         self.breaker = breaker
         self.limit = limit
+        #: In place of ``limit`` where the values of request headers choose the bucket.
+        self.by_value = by_value
         self.concurrency = concurrency
         self.max_pending_wait = max_pending_wait
         self.endpoints = endpoints
@@ -121,9 +152,16 @@ class Plan:
         #: The faults of call scope, and those of attempt scope.
         self.fault = fault
         self.drill = drill if mode == "ENFORCE" else None
+        self.classes = classes
+        #: The verdict and the retry words of an HTTP status.
+        self.verdict_of = of_status if classes is None else classes.of_status
         #: Nothing stands above the deadline: no OBSERVE, no fault of call scope.
         self.plain = mode == "ENFORCE" and self.fault is None
         #: A success without a retry word needs no second look: no OBSERVE, and retryOn lists no status that is a success.
         self.quick = mode == "ENFORCE" and (
-            retries is None or all(of_status(status)[0] is not Verdict.SUCCESS for status in retries.statuses)
+            retries is None or all(self.verdict_of(status)[0] is not Verdict.SUCCESS for status in retries.statuses)
         )
+        self.fallback = fallback
+        #: What is changed on requests and responses.
+        self.shape = shape
+        self.mirror = mirror

@@ -17,6 +17,7 @@ mask, and an attempt may be retried where the two meet (or where its status is l
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Collection, Sequence
 
 
 class Verdict(enum.Enum):
@@ -39,6 +40,10 @@ WORDS: dict[str, int] = {
 }
 
 
+#: No word of Envoy: the program itself asks for the attempt to be repeated. A success with a word is looked at again.
+ASKED_FOR: int = 1 << len(WORDS)
+
+
 def mask(*words: str) -> int:
     """The bit mask of some retry words."""
     bits = 0
@@ -58,10 +63,41 @@ def of_status(status: int) -> tuple[Verdict, int]:
     return Verdict.SUCCESS, mask("retriable-4xx") if status == 409 else 0
 
 
+class Classes:
+    """The policy's classify block: which statuses and response headers are failures or successes, against the common table."""
+
+    __slots__ = ("_failures", "_headers", "_successes")
+
+    def __init__(
+        self, failures: Collection[int], successes: Collection[int], headers: Sequence[tuple[str, Callable[[str | None], bool]]],
+    ) -> None:
+        self._failures = frozenset(failures)
+        self._successes = frozenset(successes)
+        #: Name of a response header, and whether a value of it (``None``: absent) makes the answer a failure.
+        self._headers = tuple(headers)
+
+    def of_status(self, status: int) -> tuple[Verdict, int]:
+        """What a status is, and its retry words. One that counts as failure gets no word by that, one that counts as success has none."""
+        verdict, words = of_status(status)
+        if status in self._failures:
+            return Verdict.FAILURE, words
+        if status in self._successes:
+            return Verdict.SUCCESS, 0
+        return verdict, words
+
+    def fails(self, values: Callable[[str], Sequence[str]]) -> bool:
+        """Whether a response header makes the answer a failure; ``values`` gives those that were sent under a name."""
+        return any(any(map(wanted, values(name) or (None,))) for name, wanted in self._headers)
+
+    @property
+    def reads_headers(self) -> bool:
+        return bool(self._headers)
+
+
 class Answer:
     """The outcome of one attempt, classified. Immutable by convention; the common ones are shared."""
 
-    __slots__ = ("complete", "injected", "local_origin", "retry_after", "status", "timed_out", "verdict", "words")
+    __slots__ = ("again", "backoff", "complete", "injected", "local_origin", "retry_after", "status", "timed_out", "verdict", "words")
 
     def __init__(
         self,
@@ -74,6 +110,8 @@ class Answer:
         timed_out: bool = False,
         injected: bool = False,
         local_origin: bool = False,
+        again: bool | None = None,
+        backoff: float | None = None,
     ) -> None:
         self.verdict = verdict
         #: Retry words that apply.
@@ -90,6 +128,10 @@ class Answer:
         self.injected = injected
         #: It failed before there was a connection: refused, unreachable, connect time-out.
         self.local_origin = local_origin
+        #: Whether to repeat it, by the program's own strategies; None: they were not asked, and retryOn and maxRetries decide.
+        self.again = again
+        #: Seconds to wait before that, in place of the policy's backoff.
+        self.backoff = backoff
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name))

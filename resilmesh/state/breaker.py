@@ -23,6 +23,15 @@ window may have forgotten older successes. Half-open opens as soon as the failur
 of the probes will say, but waits for all of them to close: to be wrong about the first costs one rejection, about
 the second an outage.
 
+**Forced.** An operator may set the circuit, until he sets it to AUTO: OPEN lets nobody through; CLOSED lets everybody
+through and counts nothing; METRICS_ONLY lets everybody through and counts, and says when it would have opened. resilience4j's
+FORCED_OPEN, DISABLED and METRICS_ONLY. Back to AUTO the circuit is closed and begins to count anew.
+
+    forced         ``permit``                       what calls carry            what their results do
+    OPEN           None                             nothing: they are refused
+    CLOSED         None                             ``_ALWAYS``, of no period   dropped, like any stale one's
+    METRICS_ONLY   that of the closed period        the same                    counted; ``_judge`` does not open
+
 Rules for editors: ``success`` is the path of nearly every call, so it takes no lock; every change of state goes
 through ``_enter`` under the lock, and the notification goes out after the lock is released.
 """
@@ -37,9 +46,11 @@ from typing import Any, Literal
 from resilmesh.state.window import CountWindow, TimeWindow, Window
 
 CircuitState = Literal["CLOSED", "OPEN", "HALF_OPEN"]
+#: What an operator may say in place of the calls; AUTO is the calls again.
+Force = Literal["OPEN", "CLOSED", "METRICS_ONLY", "AUTO"]
 
-#: old state, new state, reason, now
-Notify = Callable[[CircuitState, CircuitState, str, float], None]
+#: old state, new state, reason, now. METRICS_ONLY says "CLOSED", "CLOSED" when it would have opened.
+Notify = Callable[[str, str, str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +85,16 @@ class Permit:
         self.expires = expires
 
 
+#: What calls carry while the circuit is forced closed: it belongs to no period, so no result of theirs counts.
+_ALWAYS = Permit()
+
+
 class CircuitBreaker:
     """One circuit. ``permit`` is what a call carries while the circuit is closed, ``None`` while it is not."""
 
     __slots__ = (
-        "_consecutive", "_failed", "_leases", "_lock", "_notify", "_opened_at", "_out", "_results", "_slow", "_slow_from",
-        "permit", "settings", "state", "window",
+        "_consecutive", "_failed", "_forced", "_leases", "_lock", "_notify", "_opened_at", "_out", "_results", "_slow", "_slow_from",
+        "_would_open", "permit", "settings", "state", "window",
     )
 
     def __init__(self, settings: BreakerSettings, notify: Notify) -> None:
@@ -96,6 +111,27 @@ class CircuitBreaker:
         self._leases: list[Permit] = []
         self._out: list[Permit] = []
         self._results = self._failed = self._slow = 0
+        self._forced: Force = "AUTO"
+        #: METRICS_ONLY has said already that the circuit would be open.
+        self._would_open = False
+
+    def force(self, to: Force, now: float) -> None:
+        """Set the circuit by hand, or give it back to its calls (AUTO). Survives a new policy."""
+        with self._lock:
+            if to == self._forced:
+                return
+            before, self._forced = self._shown, to
+            self._would_open = False
+            self._enter("OPEN" if to == "OPEN" else "CLOSED", now)
+            if to == "CLOSED":
+                self.permit = None
+            after = self._shown
+        self._notify(before, after, "set by hand", now)
+
+    @property
+    def _shown(self) -> str:
+        """The state as people are told it."""
+        return self.state if self._forced == "AUTO" else "METRICS_ONLY" if self._forced == "METRICS_ONLY" else f"FORCED_{self._forced}"
 
     def retune(self, settings: BreakerSettings) -> None:
         """Thresholds apply at the next decision. Another window starts counting anew; the state stays what it is."""
@@ -115,10 +151,15 @@ class CircuitBreaker:
         permit = self.permit
         if permit is not None:
             return permit
-        if self.state == "OPEN" and now < self._opens_until:
+        forced = self._forced
+        if forced == "CLOSED":
+            return _ALWAYS
+        if forced == "OPEN" or (self.state == "OPEN" and now < self._opens_until):
             return None  # without the lock: this is every call to a service that is down
         changed: tuple[CircuitState, CircuitState, str] | None = None
         with self._lock:
+            if self._forced == "OPEN":
+                return None
             if self.state == "OPEN" and now >= self._opens_until:
                 self._enter("HALF_OPEN", now)
                 changed = "OPEN", "HALF_OPEN", "waitDurationInOpenState is over"
@@ -146,9 +187,11 @@ class CircuitBreaker:
 
     def admits(self, now: float) -> bool:
         """Whether a call would be let through at ``now``; changes nothing."""
-        if self.permit is not None:
+        if self.permit is not None or self._forced == "CLOSED":
             return True
         with self._lock:
+            if self._forced == "OPEN":
+                return False
             if self.state == "OPEN":
                 return now >= self._opens_until
             decided = self._probes_decide()
@@ -157,8 +200,10 @@ class CircuitBreaker:
             leased = sum(probe.expires > now for probe in self._leases)
             return self._results + leased < self.settings.half_open_permits
 
-    def retry_after(self, now: float) -> float:
-        """Seconds after which a rejected call may find the circuit half-open, or a probe's place free."""
+    def retry_after(self, now: float) -> float | None:
+        """Seconds after which a rejected call may find the circuit half-open, or a probe's place free; ``None``: nobody knows."""
+        if self._forced == "OPEN":
+            return None
         if self.state == "OPEN":
             return max(0.0, self._opens_until - now)
         with self._lock:
@@ -212,13 +257,19 @@ class CircuitBreaker:
 
     def _judge(self, permit: Permit, now: float) -> None:
         if self._trips(now) is None:
+            self._would_open = False
             return  # nearly always, and without the lock
         with self._lock:
             reason = self._trips(now) if permit is self.permit else None
-            if reason is not None:
+            opens = self._forced == "AUTO"
+            if reason is not None and opens:
                 self._enter("OPEN", now)
+            elif self._would_open:
+                reason = None
+            else:
+                self._would_open = reason is not None
         if reason is not None:
-            self._notify("CLOSED", "OPEN", reason, now)
+            self._notify("CLOSED", "OPEN" if opens else "CLOSED", reason, now)
 
     def _trips(self, now: float) -> str | None:
         settings, window = self.settings, self.window
@@ -287,19 +338,19 @@ class CircuitBreaker:
         self.window.after_fork()
         self._leases, self._out = [], []
         # Also when it is None: the fork may have come while another thread was in the middle of `_enter`.
-        self.permit = Permit() if self.state == "CLOSED" else None
+        self.permit = Permit() if self.state == "CLOSED" and self._forced != "CLOSED" else None
 
     def snapshot(self, now: float) -> dict[str, Any]:
         with self._lock:
             self.window.roll(now)
             calls = self.window.calls
             return {
-                "state": self.state,
+                "state": self._shown,
                 "calls": calls,
                 "failures": self.window.failures,
                 "slow": self.window.slow,
                 "failureRate": round(100 * self.window.failures / calls, 3) if calls else None,
                 "consecutiveFailures": self._consecutive,
                 "probesOut": sum(probe.expires > now for probe in self._leases),
-                "opensFor": round(max(0.0, self._opens_until - now), 6) if self.state == "OPEN" else None,
+                "opensFor": round(max(0.0, self._opens_until - now), 6) if self._shown == "OPEN" else None,
             }

@@ -7,6 +7,8 @@ as Envoy's local rate limit, which also refills continuously (ENVOY.md 2f: a tok
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,3 +101,83 @@ class AllOf:
 
     def retry_after(self, now: float) -> float:
         return max(limit.retry_after(now) for limit in self.limits)
+
+
+#: A value longer than this is remembered by its hash, so that a caller cannot fill the memory with long ones.
+_LONGEST_VALUE = 128
+
+
+class RateLimitByValue:
+    """A bucket of the same figures for each value of a request header; requests without the header share one.
+
+    At most ``max_values`` buckets are kept: the one that was unused for longest goes first, and its value begins with a
+    full one when it comes again. Values are never shown: they may be secrets.
+    """
+
+    __slots__ = ("_buckets", "_lock", "burst", "evicted", "header", "max_values", "per", "requests")
+
+    def __init__(self, header: str, requests: int, per: float, burst: int, max_values: int) -> None:
+        self._lock = threading.Lock()
+        self._buckets: OrderedDict[str | int | None, RateLimit] = OrderedDict()
+        self.header = header
+        self.evicted = 0
+        self.requests, self.per, self.burst, self.max_values = requests, per, burst, max_values
+
+    def retune(self, requests: int, per: float, burst: int, max_values: int) -> None:
+        """New figures for every bucket, from the next call on."""
+        with self._lock:
+            self.requests, self.per, self.burst, self.max_values = requests, per, burst, max_values
+            for bucket in self._buckets.values():
+                bucket.retune(requests, per, burst)
+            self._shrink()
+
+    def of(self, value: str | None) -> RateLimit:
+        """The bucket of a value. Without a lock for one that is there."""
+        key = value if value is None or len(value) <= _LONGEST_VALUE else hash(value)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            return self._open(key)
+        try:
+            self._buckets.move_to_end(key)
+        except KeyError:  # it was just evicted: this call is its last
+            return bucket
+        return bucket
+
+    def _open(self, key: str | int | None) -> RateLimit:
+        with self._lock:
+            bucket = self._buckets.get(key)
+            if bucket is None:
+                bucket = self._buckets[key] = RateLimit(self.requests, self.per, self.burst)
+                self._shrink()
+            return bucket
+
+    def _shrink(self) -> None:
+        while len(self._buckets) > self.max_values:
+            self._buckets.popitem(last=False)
+            self.evicted += 1
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        return {
+            "requests": self.requests, "per": self.per, "burst": self.burst, "header": self.header, "values": len(self._buckets),
+            "evicted": self.evicted,
+        }
+
+
+class LimitsByValue:
+    """The rate limits of a plan, some of which choose their bucket by a request header."""
+
+    __slots__ = ("_limits", "headers")
+
+    def __init__(self, limits: Sequence[RateLimit | RateLimitByValue]) -> None:
+        self._limits = tuple(limits)
+        #: The request headers whose values ``of`` takes, in order.
+        self.headers = tuple(limit.header for limit in limits if isinstance(limit, RateLimitByValue))
+
+    def of(self, values: Sequence[str | None]) -> RateLimit | AllOf:
+        """The buckets of one request; a value that is missing is that of a request without the header."""
+        given = iter(values)
+        chosen = [limit.of(next(given, None)) if isinstance(limit, RateLimitByValue) else limit for limit in self._limits]
+        return chosen[0] if len(chosen) == 1 else AllOf(chosen)

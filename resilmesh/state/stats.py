@@ -25,8 +25,8 @@ class Stats:
     """What happened on one route since the process began. Survives a new policy."""
 
     __slots__ = (
-        "abandoned", "discarded", "failed", "failed_seconds", "faults", "ignored", "rejected", "retries", "retries_refused",
-        "started", "succeeded", "succeeded_seconds", "verdicts", "would_reject",
+        "abandoned", "discarded", "failed", "failed_seconds", "fallbacks", "faults", "ignored", "mirrored", "mirrors_dropped", "rejected",
+        "retries", "retries_refused", "started", "succeeded", "succeeded_seconds", "verdicts", "would_reject",
     )
 
     def __init__(self) -> None:
@@ -42,6 +42,11 @@ class Stats:
         self.rejected: dict[str, int] = {}
         self.would_reject: dict[str, int] = {}
         self.faults: dict[str, int] = {}
+        #: Outcomes that a fallback stood in for, by reason.
+        self.fallbacks: dict[str, int] = {}
+        #: Copies that were sent to the service that ``mirror`` names, and those that were not, by reason.
+        self.mirrored = 0
+        self.mirrors_dropped: dict[str, int] = {}
         #: Attempts by verdict, SUCCESS excepted.
         self.verdicts: dict[str, int] = {}
         self.abandoned = 0
@@ -85,6 +90,9 @@ class Stats:
             "retries": self.retries,
             "retriesRefused": dict(self.retries_refused),
             "faults": dict(self.faults),
+            "fallbacks": dict(self.fallbacks),
+            "mirrored": self.mirrored,
+            "mirrorsDropped": dict(self.mirrors_dropped),
             "attemptsByVerdict": dict(self.verdicts),
             "durations": {
                 "bounds": list(BOUNDS), "succeeded": succeeded, "failed": failed,
