@@ -129,8 +129,8 @@ class AsyncExchange(Exchange):
             await self.heal(stream)
 
     async def heal(self, stream: Any = None, *, interrupted: bool = False) -> None:
-        """Repair the pool after a call was cancelled, or left an HTTP/2 stream behind."""
-        if self.lane.foreign:
+        """Repair httpcore's pool after a call was cancelled, or left an HTTP/2 stream behind."""
+        if not self.lane.multiplexed:
             return
         broken = pool.heal(self.lane.inner._pool, stream, interrupted=interrupted)
         if broken:
@@ -181,6 +181,7 @@ class AsyncBody:
         except Exception as error:
             self._ended = True
             exchange.body_failed(error)
+            await exchange.free(self._stream)
             raise
         except BaseException:
             self._ended = True

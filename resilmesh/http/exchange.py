@@ -27,7 +27,7 @@ KEPT_BYTES: Final = 64 * 1024
 KEPT_SECONDS: Final = 0.05
 
 _TIMER_SLACK: Final = 0.002
-#: What the network backend is not asked about: waiting for the pool. Of a foreign transport, everything.
+#: What our network backend is not asked about: waiting for httpcore's pool. Of a foreign transport, everything.
 _POOL_TIMEOUT: Final = ("pool",)
 _ALL_TIMEOUTS: Final = ("pool", "connect", "read", "write")
 _NO_POOL_SLOT: Final = Answer(Verdict.IGNORED, timed_out=True)
@@ -82,7 +82,9 @@ class Exchange(Wire):
         self.written = True
         self.alone = not lane.multiplexed
         moves = lane.rewrites and endpoint is not None
-        if until == INFINITY and not moves:
+        # Our pool bounds the wait for a connection itself.
+        bounds = until != INFINITY and (lane.foreign or lane.multiplexed)
+        if not bounds and not moves:
             return request
         sent = object.__new__(type(request))
         sent.__dict__.update(request.__dict__)
@@ -90,7 +92,7 @@ class Exchange(Wire):
         if moves:
             sent.url = request.url.copy_with(host=endpoint.host, port=endpoint.port)  # type: ignore[union-attr]  # see `moves`
             extensions.setdefault("sni_hostname", request.url.host)
-        if until != INFINITY:
+        if bounds:
             extensions["timeout"] = self._timeouts(extensions.get("timeout"), _ALL_TIMEOUTS if lane.foreign else _POOL_TIMEOUT)
         return sent
 

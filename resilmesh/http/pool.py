@@ -1,7 +1,8 @@
 """The one place that reaches into the pools of the clients. Pinned by tests/http/test_http_pool.py for both libraries.
 
-* ``clone``: another transport of the same settings, with a pool of its own that uses our network backend;
-* ``heal``: what httpcore leaves behind when a call is cancelled. Its pool then counts connections as active that
+* ``clone``: another transport of the same settings, with a pool of its own that uses our network backend: for HTTP/1.1
+  our pool (``connections``), which has httpcore's make its connections; for HTTP/2 a copy of httpcore's;
+* ``heal``: what httpcore's pool leaves behind when a call is cancelled. It then counts connections as active that
   nothing uses, until every later request waits for ever (1,200 random deadlines left "3 active"; encode/httpcore#1099);
 * ``one_call_each``: on a blocking HTTP/2 connection a call that reads holds up the others, and no thread can be
   interrupted while it waits for a lock: so there each connection carries one call at a time.
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from resilmesh.http.backend import AsyncBackend, Backend
+from resilmesh.http.connections import AsyncPool, Connections, Pool
 
 if TYPE_CHECKING:
     from resilmesh.state.outlier import Endpoint
@@ -49,10 +51,16 @@ def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str |
     address = None if endpoint is None or proves is not None else (endpoint.host, endpoint.port)
     proof = None if endpoint is None or proves is None else (endpoint.host, proves)
     pool._network_backend = (Backend if blocking else AsyncBackend)(pool._network_backend, core, address, proof)
-    if blocking and pool._http2:
-        one_call_each(pool)
     twin = copy.copy(transport)
-    twin._pool = pool
+    if pool._http2:
+        twin._pool = pool
+        if blocking:
+            one_call_each(pool)
+    else:
+        twin._pool = (Pool if blocking else AsyncPool)(
+            pool.create_connection, core,
+            max_connections=pool._max_connections, max_keepalive_connections=pool._max_keepalive_connections,
+        )
     return twin
 
 
@@ -78,7 +86,7 @@ def one_call_each(pool: Any) -> None:
 
 def speaks_http2(transport: Any) -> bool:
     """Whether connections of the transport may be shared by calls."""
-    return bool(transport._pool._http2)
+    return not isinstance(transport._pool, Connections) and bool(transport._pool._http2)
 
 
 def is_proxied(transport: Any) -> bool:
@@ -89,7 +97,8 @@ def is_proxied(transport: Any) -> bool:
 
 def is_idle(transport: Any) -> bool:
     """Whether no request uses the pool."""
-    return not transport._pool._requests
+    pool = transport._pool
+    return pool.is_unused() if isinstance(pool, Connections) else not pool._requests
 
 
 def heal(pool: Any, stream: Any = None, *, interrupted: bool = False) -> list[Any]:

@@ -101,8 +101,8 @@ class SyncExchange(Exchange):
             self.heal(stream)
 
     def heal(self, stream: Any = None, *, interrupted: bool = False) -> None:
-        """Repair the pool after a call was broken off (KeyboardInterrupt, gevent), or left an HTTP/2 stream behind."""
-        if not self.lane.foreign:
+        """Repair httpcore's pool after a call was broken off (KeyboardInterrupt, gevent), or left an HTTP/2 stream behind."""
+        if self.lane.multiplexed:
             for connection in pool.heal(self.lane.inner._pool, stream, interrupted=interrupted):
                 connection.close()
 
@@ -143,6 +143,7 @@ class Body:
             except Exception as error:
                 self._ended = True
                 exchange.body_failed(error)
+                exchange.free(self._stream)
                 raise
             except BaseException:
                 self._ended = True

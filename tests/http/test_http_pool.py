@@ -14,6 +14,7 @@ from http_service import Service
 
 from resilmesh.http import pool
 from resilmesh.http.backend import CURRENT, AsyncBackend, Backend, Wire
+from resilmesh.http.connections import AsyncPool, Pool
 from resilmesh.http.library import library_of, named
 
 
@@ -21,11 +22,13 @@ def core_of(library: ModuleType) -> ModuleType:
     return importlib.import_module(library.__name__.replace("httpx", "httpcore"))
 
 
-def test_a_clone_has_the_settings_and_a_pool_of_its_own(driver: Driver) -> None:
+OPTIONS: dict[str, Any] = {"retries": 2, "local_address": "127.0.0.1", "socket_options": [(6, 1, 1)]}
+LIMITS: dict[str, Any] = {"max_connections": 5, "max_keepalive_connections": 4, "keepalive_expiry": 3.0}
+
+
+def test_an_http2_clone_has_the_settings_and_a_pool_of_its_own(driver: Driver) -> None:
     library = driver.library
-    limits = library.Limits(max_connections=5, max_keepalive_connections=4, keepalive_expiry=3.0)
-    options = {"http2": True, "retries": 2, "local_address": "127.0.0.1", "limits": limits, "socket_options": [(6, 1, 1)]}
-    transport = driver.plain_transport(**options)
+    transport = driver.plain_transport(http2=True, limits=library.Limits(**LIMITS), **OPTIONS)
     twin = pool.clone(transport, core_of(library), None)
     assert pool.is_plain(transport)
     assert pool.is_plain(twin)
@@ -39,9 +42,31 @@ def test_a_clone_has_the_settings_and_a_pool_of_its_own(driver: Driver) -> None:
         assert ours[name] is not theirs[name]
     assert isinstance(twin._pool._network_backend, Backend if driver.blocking else AsyncBackend)
     assert pool.speaks_http2(twin)
-    assert not pool.is_proxied(twin)
-    for proxy in ("http://127.0.0.1:1", "socks5://127.0.0.1:1") if library.__name__ == "httpx" else ("http://127.0.0.1:1",):
-        assert pool.is_proxied(pool.clone(driver.plain_transport(proxy=proxy), core_of(library), None))
+
+
+def test_an_http1_clone_has_our_pool_and_httpcores_connections(driver: Driver) -> None:
+    library, core = driver.library, core_of(driver.library)
+    transport = driver.plain_transport(limits=library.Limits(**LIMITS), **OPTIONS)
+    twin = pool.clone(transport, core, None)
+    assert type(twin) is type(transport)
+    assert isinstance(twin._pool, Pool if driver.blocking else AsyncPool)
+    assert not pool.speaks_http2(twin)
+    assert (twin._pool.max_connections, twin._pool.max_keepalive_connections) == (5, 4)
+    origin = core.Origin(b"http", b"svc.test", 80)
+    ours, theirs = twin._pool._create(origin), transport._pool.create_connection(origin)
+    assert isinstance(ours, core.ConnectionInterface if driver.blocking else core.AsyncConnectionInterface)
+    settings = ("_origin", "_ssl_context", "_keepalive_expiry", "_http1", "_http2", "_retries", "_local_address", "_uds", "_socket_options")
+    for name in settings:
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert isinstance(ours._network_backend, Backend if driver.blocking else AsyncBackend)
+    unlimited = pool.clone(driver.plain_transport(limits=library.Limits()), core, None)._pool
+    assert unlimited.max_connections == unlimited.max_keepalive_connections > 1_000_000
+
+
+def test_a_transport_behind_a_proxy_is_known(driver: Driver) -> None:
+    assert not pool.is_proxied(driver.plain_transport())
+    for proxy in ("http://127.0.0.1:1", "socks5://127.0.0.1:1") if driver.library.__name__ == "httpx" else ("http://127.0.0.1:1",):
+        assert pool.is_proxied(driver.plain_transport(proxy=proxy))
 
 
 def test_a_subclass_is_not_plain(driver: Driver) -> None:
@@ -50,8 +75,13 @@ def test_a_subclass_is_not_plain(driver: Driver) -> None:
     assert not pool.is_plain(driver.library.MockTransport(lambda request: None))
 
 
+def httpcores(driver: Driver) -> Any:
+    """A clone with httpcore's own pool, as for HTTP/2, that speaks HTTP/1.1 to a service without TLS."""
+    return pool.clone(driver.plain_transport(http2=True), core_of(driver.library), None)
+
+
 def test_requests_and_streams_are_where_heal_looks(driver: Driver, service: Service) -> None:
-    transport = pool.clone(driver.plain_transport(), core_of(driver.library), None)
+    transport = httpcores(driver)
     with driver.client(transport=transport) as client:
         request = client.own.build_request("GET", f"http://{service.address}/")
         response = driver.run(transport.handle_request if driver.blocking else transport.handle_async_request, request)
@@ -71,7 +101,7 @@ def test_requests_and_streams_are_where_heal_looks(driver: Driver, service: Serv
 
 
 def test_a_connection_that_nothing_uses_is_taken_out(driver: Driver, service: Service) -> None:
-    transport = pool.clone(driver.plain_transport(), core_of(driver.library), None)
+    transport = httpcores(driver)
     with driver.client(transport=transport) as client:
         request = client.own.build_request("GET", f"http://{service.address}/")
         response = driver.run(transport.handle_request if driver.blocking else transport.handle_async_request, request)
