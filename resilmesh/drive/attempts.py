@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import TracebackType
 
+    from resilmesh.clock import Limit
     from resilmesh.drive.guard import Guard
-    from resilmesh.drive.runtime import Limit
 
 _TIMED_OUT = Answer(Verdict.FAILURE, mask("5xx", "gateway-error", "reset"), timed_out=True)
 
@@ -48,9 +48,7 @@ class Attempt:
             try:
                 self._token = DEADLINE.set(call.deadline)
                 if self._interruptible and call.headers_by != INFINITY:
-                    from resilmesh.drive.runtime import limit
-
-                    self._limit = limit(call.headers_by - self._guard.now())
+                    self._limit = self._guard.source.clock.limit(call.headers_by - self._guard.now())
             except BaseException:  # a KeyboardInterrupt: there will be no __exit__
                 DEADLINE.set(outer)
                 raise

@@ -19,8 +19,7 @@ from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict, mask, of_s
 from resilmesh.errors import InjectedFault, Rejected, UnknownService
 
 if TYPE_CHECKING:
-    from resilmesh.clock import Clock
-    from resilmesh.drive.runtime import Limit
+    from resilmesh.clock import Clock, Limit
     from resilmesh.engine.compile import Table
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -223,8 +222,6 @@ class Guard:
         return guarded
 
     def _wrap_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        from resilmesh.drive.runtime import limit  # brings asyncio, which sync programs do without
-
         guard, source, judges_results = self, self.source, self._judges_results
 
         async def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -249,7 +246,7 @@ class Guard:
                         if plan.timeout is not None:
                             token = DEADLINE.set(call.deadline)
                         if call.headers_by != INFINITY:
-                            limited = limit(call.headers_by - began)
+                            limited = source.clock.limit(call.headers_by - began)
                         result = await function(*args, **kwargs)
                     except BaseException as error:
                         exchange = _AsyncExchange(guard, function, args, kwargs)
@@ -406,13 +403,11 @@ class _AsyncExchange(_Attempted):
     async def send(self, call: Call) -> Answer:
         if call.injected is not None:
             return self.injected(call)
-        from resilmesh.drive.runtime import limit
-
         token = DEADLINE.set(call.deadline)
         limited = None
         try:
             if call.headers_by != INFINITY:
-                limited = limit(call.headers_by - self._guard.now())
+                limited = self._guard.source.clock.limit(call.headers_by - self._guard.now())
             value = await self._function(*self._args, **self._kwargs)
         except BaseException as error:
             answer = self.classify(error, limited)

@@ -10,14 +10,17 @@ import asyncio
 import sys
 import threading
 from asyncio import current_task, get_running_loop
+from collections.abc import Callable
 from functools import partial
 from heapq import heapify, heappop, heappush
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resilmesh.clock import Lend
+    from anyio import CancelScope
+
+    from resilmesh.clock import Lend, Limit
 
 INFINITY = float("inf")
 
@@ -57,11 +60,20 @@ async def wait(lend: Lend, seconds: float) -> None:
         pass
 
 
-class Limit(Protocol):
-    """Ends what this task awaits, from the moment it is made until ``stop``, when its time is over."""
+def caller() -> Callable[[Callable[[], object]], object]:
+    """Has what it is given called soon, on the loop of the current task, from any thread."""
+    if in_trio():
+        import trio
 
-    def stop(self, error: BaseException | None) -> BaseException | None:
-        """What is left of ``error``, which the await raised, when the limit's own doing is taken out; ``None``: nothing."""
+        return trio.lowlevel.current_trio_token().run_sync_soon
+    return get_running_loop().call_soon_threadsafe
+
+
+def scope(seconds: float) -> CancelScope:
+    """A cancel scope of anyio that ends after ``seconds``."""
+    from anyio import CancelScope, current_time
+
+    return CancelScope(deadline=current_time() + seconds)
 
 
 def limit(seconds: float) -> Limit:
@@ -107,6 +119,9 @@ class _TrioLimit:
             return rest
         return None if caught else error
 
+    def strike(self) -> None:
+        self._scope.cancel()
+
 
 class _AsyncioLimit:
     """Cancels the task like ``asyncio.timeout``, at a third of its cost: see ``LoopTimer``."""
@@ -130,6 +145,11 @@ class _AsyncioLimit:
         # As in asyncio.timeout: somebody else's cancellation, which came as well, must go on.
         alone = self.task.uncancel() <= self.cancelling
         return None if alone and isinstance(error, asyncio.CancelledError) else error
+
+    def strike(self) -> None:
+        if not self.over and not self.fired:
+            self.fired = True
+            self.task.cancel()
 
 
 _local = threading.local()
@@ -179,9 +199,6 @@ class LoopTimer:
         now = monotonic() + 0.001
         heap = self.heap
         while heap and (heap[0][2].over or heap[0][0] <= now):
-            limited = heappop(heap)[2]
-            if not limited.over:
-                limited.fired = True
-                limited.task.cancel()
-        if heap:
+            heappop(heap)[2].strike()
+        if heap and heap[0][0] != INFINITY:
             self.arm(heap[0][0])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resilmesh.clock import Clock, Lend
+    from contextlib import AbstractContextManager
+
+    from resilmesh.clock import Clock, Lend, Limit
 
 
 #: Longest wait for a waker, in seconds. A slot may be held by a response that was forgotten; its finalizer must not wake
@@ -37,6 +41,17 @@ class SystemClock:
         from resilmesh.drive import runtime
 
         await runtime.wait(lend, min(seconds, _LOOK_AGAIN))
+
+    @cached_property
+    def limit(self) -> Callable[[float], Limit]:
+        from resilmesh.drive.runtime import limit
+
+        return limit
+
+    def scope(self, seconds: float) -> AbstractContextManager[object]:
+        from resilmesh.drive import runtime
+
+        return runtime.scope(seconds)
 
 
 SYSTEM: Clock = SystemClock()

@@ -73,11 +73,9 @@ class AsyncExchange(Exchange):
 
     async def within(self, awaitable: Awaitable[Any]) -> Any:
         """Await, up to the limits of the wire. anyio's scope and not a native cancellation, which httpcore's shields do not stop."""
-        from anyio import CancelScope, current_time
-
         left = self.until - self.monotonic()
         idle = self.idle_timeout < left
-        with CancelScope(deadline=current_time() + min(left, self.idle_timeout)):
+        with self._clock.scope(min(left, self.idle_timeout)):
             return await awaitable
         raise LimitPassed(idle=idle)
 
