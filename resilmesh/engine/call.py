@@ -351,8 +351,8 @@ class Call:
             seconds = now - self._began
             at = 0 if seconds <= _FIRST_BOUND else bisect_left(BOUNDS, seconds)
             endpoint = self.endpoint
-            if endpoint is not None and (endpoint.server_errors or endpoint.gateway_failures or endpoint.local_failures):
-                self._balancer.detector.success(endpoint)  # type: ignore[union-attr]  # an endpoint came from it
+            if endpoint is not None and endpoint.attentive:
+                self._balancer.detector.success(endpoint, now)  # type: ignore[union-attr]  # an endpoint came from it
             if self._phase != _FLYING:  # abandoned by another thread, which has given everything back
                 return RETURN
             self._phase = _OVER
@@ -383,8 +383,8 @@ class Call:
                 breaker.success(permit, now, self._to_headers)
         # Outlier detection judges by the headers, as Envoy does; a body that breaks is one failure more.
         endpoint = self.endpoint
-        if endpoint is not None and (endpoint.server_errors or endpoint.gateway_failures or endpoint.local_failures):
-            self._balancer.detector.success(endpoint)  # type: ignore[union-attr]  # an endpoint came from it
+        if endpoint is not None and endpoint.attentive:
+            self._balancer.detector.success(endpoint, now)  # type: ignore[union-attr]  # an endpoint came from it
 
     def _judge(self, now: float, answer: Answer) -> Step:
         """Anything but an unobserved success."""
@@ -435,7 +435,7 @@ class Call:
         if endpoint is None or balancer is None or answer.injected:
             return
         if verdict is _SUCCESS or verdict is _THROTTLED:
-            balancer.detector.success(endpoint)
+            balancer.detector.success(endpoint, now)
         elif verdict is _FAILURE or verdict is _UNSENT:
             # Envoy counts its own time-outs as 504 and resets as 503: both are gateway failures, as status 0 is.
             balancer.detector.failure(endpoint, now, status=answer.status, local_origin=answer.local_origin)
@@ -633,6 +633,16 @@ class Call:
         self.plan.stats.count(self.plan.stats.fallbacks, reason)
         self._tell(now, "fell_back", reason=reason)
 
+    def mirrored(self, now: float, to: str, dropped: str | None) -> None:
+        """A copy of the call was sent to the service ``to``, or ``dropped`` for a reason."""
+        stats = self.plan.stats
+        if dropped is None:
+            stats.mirrored += 1
+            self._tell(now, "mirrored", to=to)
+        else:
+            stats.count(stats.mirrors_dropped, dropped)
+            self._tell(now, "mirror_dropped", to=to, reason=dropped)
+
     # ------------------------------------------------------------------------------------------- raising
 
     def _reject(self, now: float, kind: type[Rejected], why: str, retry_after: float | None) -> Step:
@@ -748,7 +758,7 @@ class Call:
 #: `counted=` of endings that say nothing about the service.
 _IGNORED_CALL: Final = "ignored"
 
-#: What a body that broke off is to breaker and outlier detection: a reset after the headers.
-_BROKEN_BODY = Answer(_FAILURE)
+#: What a body that broke off is to breaker and outlier detection: a failure of a connection that its headers have told of.
+_BROKEN_BODY = Answer(_FAILURE, local_origin=True)
 #: What an injected delay that outlasts the attempt's time is: a time-out, to be retried like any other.
 _TIMED_OUT = Answer(_FAILURE, mask("5xx", "gateway-error", "reset"), timed_out=True, injected=True)

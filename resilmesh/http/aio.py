@@ -19,6 +19,7 @@ from resilmesh.http.backend import CURRENT, INFINITY, LimitPassed
 from resilmesh.http.base import PolicyTransport
 from resilmesh.http.exchange import KEPT_BYTES, Exchange
 from resilmesh.http.library import library_of
+from resilmesh.http.mirror import TaskCopies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from resilmesh.engine.call import Call, Step
+    from resilmesh.engine.plan import Plan
     from resilmesh.engine.verdict import Answer
 
     class _ClientTransport(httpx.AsyncBaseTransport, httpx2.AsyncBaseTransport):  # type: ignore[misc]  # one signature serves both
@@ -138,12 +140,48 @@ class AsyncExchange(Exchange):
                 for connection in broken:
                     await connection.aclose()
 
-    def result(self, step: Step) -> Any:
-        """What the user gets; a body that is still to come is ours."""
+    async def result(self, step: Step) -> Any:
+        """What the user gets where there is a fallback: the outcome, or what stands in for it."""
+        reason = self.falls_back(step)
+        if reason is None:
+            return self.outcome(step)
+        outcome: Any
+        try:
+            outcome = self.outcome(step)
+        except Exception as error:
+            outcome = error
+        wanted = False
+        try:
+            given = self.stand_in(reason, outcome)
+            if hasattr(given, "__await__"):
+                given = await given
+            wanted = given is None or given is outcome
+            if not wanted:
+                return self.stood_in(reason, given)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        finally:
+            if not wanted and not isinstance(outcome, Exception):
+                await outcome.aclose()
+            del outcome  # an exception's traceback holds this frame: no cycle
+
+    def outcome(self, step: Step) -> Any:
+        """What the call came to; a body that is still to come is ours."""
         response = self.conclude(step)
         if not self.answer.complete:
             response.stream = self.library.stream(AsyncBody, "AsyncByteStream")(self, response.stream)
         return response
+
+    async def send_copy(self, request: Any, plan: Plan) -> None:
+        copy = AsyncExchange(self.lanes, self.library, request, plan, self._clock)
+        try:
+            response = copy.outcome(await run(copy.call, copy, self._clock))
+            async for _ in response.stream:
+                pass  # to its end, so that the connection can be used again
+            await response.aclose()
+        except Exception:
+            copy.abandon()  # which does nothing to a call that is over
 
 
 class AsyncBody:
@@ -212,6 +250,7 @@ class AsyncTransport(PolicyTransport, _ClientTransport):
     _kind = "AsyncHTTPTransport"
     _handle = "handle_async_request"
     _exchange = AsyncExchange
+    _copies = TaskCopies
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send one request. Raises the client's own exceptions, and ours in the client's dialect (``http.errors``)."""
@@ -223,7 +262,8 @@ class AsyncTransport(PolicyTransport, _ClientTransport):
             await self._sweep()
         if exchange is None:
             return await self._lanes.passing(library_of(request)).handle_async_request(request)
-        return exchange.result(await run(exchange.call, exchange, self._clock))
+        step = await run(exchange.call, exchange, self._clock)
+        return exchange.outcome(step) if exchange.fallback is None else await exchange.result(step)
 
     async def _sweep(self) -> None:
         self._compare()

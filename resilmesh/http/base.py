@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 from resilmesh.errors import Forbidden
 from resilmesh.http import replies
 from resilmesh.http.errors import in_dialect
-from resilmesh.http.exchange import Exchange
+from resilmesh.http.exchange import CodeFallback, Exchange
 from resilmesh.http.lanes import Lanes
 from resilmesh.http.library import library_of
+from resilmesh.http.mirror import TaskCopies, ThreadCopies
 from resilmesh.mesh import Mesh
 
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
@@ -24,14 +25,20 @@ class PolicyTransport:
     _handle: ClassVar[str]
     _exchange: ClassVar[type[Exchange]]
 
-    def __init__(self, mesh: Mesh, inner: Any = None, **options: Any) -> None:
+    #: What sends mirrored copies.
+    _copies: ClassVar[type[ThreadCopies | TaskCopies]]
+
+    def __init__(self, mesh: Mesh, inner: Any = None, *, fallback: CodeFallback | None = None, **options: Any) -> None:
         if not isinstance(mesh, Mesh):
             raise TypeError(f"the first argument is the Mesh, such as Mesh.from_file('policy.yaml'), not {mesh!r}")
         if inner is not None and not hasattr(inner, self._handle):
             raise TypeError(f"inner= is {inner!r}, which has no {self._handle}: it is no transport for {type(self).__name__}")
+        if fallback is not None and not callable(fallback):
+            raise TypeError(f"fallback= is called with the request and its outcome, and {fallback!r} cannot be called")
         self._mesh = mesh
+        self._fallback = fallback
         self._clock = mesh.clock
-        self._lanes = Lanes(self._kind, inner, options)
+        self._lanes = Lanes(self._kind, inner, options, self._copies())
         #: The policy that the lanes were last compared with.
         self._table = mesh.table
 
@@ -51,7 +58,7 @@ class PolicyTransport:
         if plan is None:
             return None
         self._lanes.warm(library)
-        return self._exchange(self._lanes, library, request, plan, self._clock)
+        return self._exchange(self._lanes, library, request, plan, self._clock, self._fallback)
 
     def _forbidden(self, error: Forbidden, request: Any) -> Any:
         """What a request to a host of no service ends in, under ``outbound: REGISTRY_ONLY``."""

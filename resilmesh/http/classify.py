@@ -15,7 +15,7 @@
     no connection free in the client's pool           IGNORED
     anything else (bad URL, the caller's own bug)     IGNORED
 
-An injected fault is what the status that it imitates is.
+An injected fault is what the status that it imitates is. A policy's ``classify`` has the last word on verdicts.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from resilmesh.engine.verdict import NO_VERDICT, Answer, Verdict, mask, of_statu
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
     from resilmesh.engine.plan import Plan, RetryPlan
+    from resilmesh.engine.verdict import Classes
     from resilmesh.http.backend import LimitPassed
 
 _FAILED: Final = mask("5xx", "gateway-error", "reset")
@@ -43,16 +44,18 @@ _OPEN: Final = {status: Answer(*of_status(status), status, complete=False) for s
 _COMPLETE: Final = {status: Answer(*of_status(status), status) for status in range(100, 600)}
 
 
-def of_response(response: Any, clock: Clock, retries: RetryPlan | None = None) -> Answer:
+def of_response(response: Any, clock: Clock, retries: RetryPlan | None = None, classes: Classes | None = None) -> Answer:
     """The answer that a response's status and headers are. Shared objects wherever the headers say nothing.
 
-    Of a response below 400 the headers matter only where ``retries`` may repeat it.
+    Of a response below 400 the headers matter only where ``retries`` may repeat it. ``classes``: the policy's ``classify``.
     """
     status = response.status_code
     complete = response.is_closed
     answer = (_COMPLETE if complete else _OPEN).get(status)
     if answer is None:  # a status that no standard knows
         answer = Answer(*of_status(status), status, complete=complete)
+    if classes is not None:
+        answer = _of_class(response, answer, classes)
     if status < 400 and (retries is None or not (retries.words & _RATE_LIMITED or status in retries.statuses)):
         return answer
     headers = response.headers
@@ -63,9 +66,19 @@ def of_response(response: Any, clock: Clock, retries: RetryPlan | None = None) -
     return Answer(answer.verdict, words, status, retry_after=wait, complete=complete)
 
 
-def of_injected(status: int) -> Answer:
+def _of_class(response: Any, answer: Answer, classes: Classes) -> Answer:
+    """The answer as the policy would have it judged."""
+    verdict, words = classes.of_status(answer.status)
+    if classes.reads_headers and classes.fails(response.headers.get_list):
+        verdict = Verdict.FAILURE
+    if verdict is answer.verdict and words == answer.words:
+        return answer
+    return Answer(verdict, words, answer.status, complete=answer.complete)
+
+
+def of_injected(status: int, classes: Classes | None = None) -> Answer:
     """The answer of an attempt that a fault of the policy answered with ``status``."""
-    return Answer(*of_status(status), status, injected=True)
+    return Answer(*(of_status(status) if classes is None else classes.of_status(status)), status, injected=True)
 
 
 def of_limit(limit: LimitPassed) -> Answer:

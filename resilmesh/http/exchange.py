@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from resilmesh.drive.context import DEADLINE
 from resilmesh.engine.call import RETURN, Call
+from resilmesh.engine.plan import Fallback
 from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict
 from resilmesh.errors import DeadlineExceeded, InjectedFault
 from resilmesh.http import classify, replies
 from resilmesh.http.backend import INFINITY, LimitPassed, Wire
 from resilmesh.http.bodies import RequestBody
 from resilmesh.http.errors import in_dialect
+from resilmesh.http.mirror import copy_of
+from resilmesh.http.shaping import shaped
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
-    from resilmesh.engine.call import Step
-    from resilmesh.engine.plan import Plan
+    from resilmesh.engine.call import FallbackReason, Step
+    from resilmesh.engine.plan import Mirror, Plan
     from resilmesh.http.lanes import Lane, Lanes
     from resilmesh.http.library import Library
+
+#: A fallback in code: given the request, and the exception or the response that the caller would get; gives another
+#: response, or ``None`` to let it pass. Under an asynchronous client it may be a coroutine function.
+CodeFallback = Callable[[Any, Any], Any]
 
 #: What is kept of a response that may still have to be returned after a backoff.
 KEPT_BYTES: Final = 64 * 1024
@@ -37,10 +45,13 @@ class Exchange(Wire):
     """What the drive loop asks for attempts, and what the transport asks for the result."""
 
     __slots__ = (
-        "_address", "_clock", "_outer", "answer", "body", "call", "error", "lane", "lanes", "library", "plan", "request", "response",
+        "_address", "_clock", "_outer", "answer", "body", "call", "error", "fallback", "lane", "lanes", "library", "plan", "request",
+        "response", "shaped",
     )
 
-    def __init__(self, lanes: Lanes, library: Library, request: Any, plan: Plan, clock: Clock) -> None:
+    def __init__(
+        self, lanes: Lanes, library: Library, request: Any, plan: Plan, clock: Clock, fallback: Fallback | CodeFallback | None = None,
+    ) -> None:
         self.lanes = lanes
         self.library = library
         self.request = request
@@ -51,7 +62,14 @@ class Exchange(Wire):
         # Bytes, which nearly every body is, need no looking after.
         stream = request.stream
         self.body = body = None if isinstance(stream, library.byte_stream) else RequestBody(stream)
+        #: What is sent: the user's request, or what the policy makes of it.
+        self.shaped = request if plan.shape is None else shaped(request, plan.shape, library)
+        own = request.extensions.get("resilmesh")
+        #: What stands in for a failure: the request's own, the transport's, or the policy's.
+        self.fallback = (own and own.get("fallback")) or fallback or plan.fallback
         self.call = Call(plan, classify.is_idempotent(request, plan), body is None or body.replayable, outer)
+        if plan.by_value is not None:
+            self.call.values = tuple(request.headers.get(name) for name in plan.by_value.headers)
         connect, idle = plan.connect_timeout, plan.idle_timeout
         if plan.mode != "ENFORCE":
             connect = idle = None
@@ -70,13 +88,15 @@ class Exchange(Wire):
 
     def prepare(self, call: Call) -> Any:
         """The request of the next attempt: the user's own, or a copy where something must differ."""
-        endpoint, request = call.endpoint, self.request
+        endpoint, request = call.endpoint, self.shaped
         self.lane = lane = self.lanes.to(self.library, endpoint, request, self.plan.http2)
         self._address = None if endpoint is None else endpoint.address
         if call.number > 1:
             self.response = self.error = None
             if self.body is not None:
                 self.body.rewind()
+        elif self.plan.mirror is not None:
+            self.mirror(self.plan.mirror)
         until, deadline = call.headers_by, call.deadline
         self.until = until = until if until < deadline else deadline
         self.written = True
@@ -107,6 +127,24 @@ class Exchange(Wire):
                 bounded[name] = limit if limit > 0.0 else 0.0
         return bounded
 
+    def mirror(self, mirror: Mirror) -> None:
+        """Have a copy of the call sent elsewhere, if it is one of the share."""
+        plan, call = self.plan, self.call
+        if mirror.share < 1 and plan.rng.random() >= mirror.share:
+            return
+        reason = None
+        if self.body is not None:
+            reason = "streamed"
+        else:
+            copy = copy_of(self.shaped)
+            if not self.lanes.copies.send(lambda: self.send_copy(copy, mirror.plan)):
+                reason = "busy"
+        call.mirrored(self._clock.monotonic(), mirror.plan.service, reason)
+
+    def send_copy(self, request: Any, plan: Plan) -> Any:
+        """Send a mirrored copy and read its answer to the end. Raises nothing: nobody is there to see it."""
+        raise NotImplementedError
+
     def adopt_read_body(self, sent: Any) -> None:
         """A mock reads the body of the request that it gets; the user expects to find it in the one that he sent."""
         if sent is not self.request and "_content" in sent.__dict__ and "_content" not in self.request.__dict__:
@@ -117,12 +155,12 @@ class Exchange(Wire):
     def injected(self, status: int) -> Answer:
         """A fault of attempt scope answers in place of the service."""
         self.response, self.error = replies.response(self.library, self.request.method, replies.of_fault(status), {}), None
-        self.answer = classify.of_injected(status)
+        self.answer = classify.of_injected(status, self.plan.classes)
         return self.answer
 
     def responded(self, response: Any) -> Answer:
         self.response = response
-        self.answer = classify.of_response(response, self._clock, self.plan.retries)
+        self.answer = classify.of_response(response, self._clock, self.plan.retries, self.plan.classes)
         return self.answer
 
     def failed(self, error: Exception) -> Answer:
@@ -189,6 +227,9 @@ class Exchange(Wire):
             facts = self.facts()
             facts.update(response.extensions.get("resilmesh", ()))
             response.extensions["resilmesh"] = facts
+            shape = self.plan.shape
+            if shape is not None and shape.response is not None and not self.answer.injected:
+                response.headers = self.library.client.Headers(shape.response(response.headers.raw))
             return response
         self.answer = OK
         error = self.call.error
@@ -211,6 +252,28 @@ class Exchange(Wire):
             if reply is not None:
                 return replies.response(self.library, self.request.method, reply, self.facts())
         raise error
+
+    # ----------------------------------------------------------------------------------------- fallback
+
+    def falls_back(self, step: Step) -> FallbackReason | None:
+        """Why the fallback is asked; ``None``: it is not."""
+        reason = self.call.fallback(step)
+        return None if reason is not None and isinstance(self.fallback, Fallback) and reason not in self.fallback.on else reason
+
+    def stand_in(self, reason: FallbackReason, outcome: Any) -> Any:
+        """What stands in for ``outcome`` (a response, or the exception for the user); ``None``: nothing. May be awaitable."""
+        if isinstance(self.fallback, Fallback):
+            return replies.static(self.library, self.request.method, self.fallback, {**self.facts(), "fallback": reason})
+        assert self.fallback is not None
+        return self.fallback(self.request, outcome)
+
+    def stood_in(self, reason: FallbackReason, response: Any) -> Any:
+        """What the user gets of a fallback."""
+        if not isinstance(response, self.library.response):
+            raise TypeError(f"a fallback gives a {self.library.name}.Response, or None to let the outcome pass, not {response!r}")
+        response.extensions.setdefault("resilmesh", {**self.facts(), "fallback": reason})
+        self.call.fell_back(self._clock.monotonic(), reason)
+        return response
 
     # --------------------------------------------------------------------------------------------- body
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from resilmesh.http.library import Library
+    from resilmesh.http.mirror import TaskCopies, ThreadCopies
     from resilmesh.state.outlier import Endpoint
 
 
@@ -39,7 +40,7 @@ class Lane:
 class Lanes:
     """The lanes of one transport. ``kind`` is the name of the library's own transport class."""
 
-    def __init__(self, kind: str, inner: Any, options: dict[str, Any]) -> None:
+    def __init__(self, kind: str, inner: Any, options: dict[str, Any], copies: ThreadCopies | TaskCopies) -> None:
         if inner is not None and options:
             raise TypeError(f"give {', '.join(options)} to the inner transport: with inner= they would have no effect")
         self._kind = kind
@@ -53,6 +54,8 @@ class Lanes:
         #: Lanes to endpoints that have left the policy, until the last call on each has ended.
         self.retired: list[Lane] = []
         self._lock = threading.Lock()
+        #: Sends the copies that ``mirror`` asks for.
+        self.copies: Any = copies
 
     def to(self, library: Library, endpoint: Endpoint | None, request: Any, http2: bool) -> Lane:
         """The lane to an endpoint, or to where the URL says. ``http2``: by nothing but HTTP/2."""
@@ -106,6 +109,7 @@ class Lanes:
 
     def clear(self) -> list[Any]:
         """Forget everything; gives the inner transports to close."""
+        self.copies.close()
         with self._lock:
             inner = [lane.inner for lane in (*self._lanes.values(), *self.retired)]
             inner += self._prototypes.values()

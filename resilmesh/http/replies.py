@@ -21,6 +21,7 @@ from resilmesh.errors import InjectedFault
 from resilmesh.http.classify import is_refused_stream, stream_reset
 
 if TYPE_CHECKING:
+    from resilmesh.engine.plan import Fallback
     from resilmesh.errors import CallError
     from resilmesh.http.library import Library
 
@@ -70,6 +71,15 @@ def _reset_reason(error: Exception) -> tuple[int, str, str] | None:
     if names & {"ReadError", "WriteError", "CloseError", "NetworkError"}:
         return 503, "connection termination", "UC"
     return None
+
+
+def static(library: Library, method: str, fallback: Fallback, facts: dict[str, Any]) -> Any:
+    """The policy's static answer."""
+    bodiless = method == "HEAD" or fallback.status in BODILESS
+    headers = [*fallback.headers, *([] if fallback.status in BODILESS else [("content-length", str(len(fallback.body)))])]
+    content = b"" if bodiless else fallback.body
+    extensions = {"http_version": b"HTTP/1.1", "resilmesh": facts}
+    return library.response(fallback.status, headers=headers, stream=library.byte_stream(content), extensions=extensions)
 
 
 def response(library: Library, method: str, reply: Reply, facts: dict[str, Any]) -> Any:

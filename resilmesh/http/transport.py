@@ -19,6 +19,7 @@ from resilmesh.http.backend import CURRENT, INFINITY, LimitPassed
 from resilmesh.http.base import PolicyTransport
 from resilmesh.http.exchange import KEPT_BYTES, Exchange
 from resilmesh.http.library import library_of
+from resilmesh.http.mirror import ThreadCopies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from resilmesh.engine.call import Call, Step
+    from resilmesh.engine.plan import Plan
     from resilmesh.engine.verdict import Answer
 
     class _ClientTransport(httpx.BaseTransport, httpx2.BaseTransport):  # type: ignore[misc]  # one signature serves both
@@ -107,11 +109,45 @@ class SyncExchange(Exchange):
                 connection.close()
 
     def result(self, step: Step) -> Any:
-        """What the user gets; a body that is still to come is ours."""
+        """What the user gets where there is a fallback: the outcome, or what stands in for it."""
+        reason = self.falls_back(step)
+        if reason is None:
+            return self.outcome(step)
+        outcome: Any
+        try:
+            outcome = self.outcome(step)
+        except Exception as error:
+            outcome = error
+        wanted = False
+        try:
+            given = self.stand_in(reason, outcome)
+            wanted = given is None or given is outcome
+            if not wanted:
+                return self.stood_in(reason, given)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        finally:
+            if not wanted and not isinstance(outcome, Exception):
+                outcome.close()
+            del outcome  # an exception's traceback holds this frame: no cycle
+
+    def outcome(self, step: Step) -> Any:
+        """What the call came to; a body that is still to come is ours."""
         response = self.conclude(step)
         if not self.answer.complete:
             response.stream = self.library.stream(Body, "SyncByteStream")(self, response.stream)
         return response
+
+    def send_copy(self, request: Any, plan: Plan) -> None:
+        copy = SyncExchange(self.lanes, self.library, request, plan, self._clock)
+        try:
+            response = copy.outcome(run(copy.call, copy, self._clock))
+            for _ in response.stream:
+                pass  # to its end, so that the connection can be used again
+            response.close()
+        except Exception:
+            copy.abandon()  # which does nothing to a call that is over
 
 
 class Body:
@@ -183,6 +219,7 @@ class Transport(PolicyTransport, _ClientTransport):
     _kind = "HTTPTransport"
     _handle = "handle_request"
     _exchange = SyncExchange
+    _copies = ThreadCopies
 
     def handle_request(self, request: Any) -> Any:
         """Send one request. Raises the client's own exceptions, and ours in the client's dialect (``http.errors``)."""
@@ -194,7 +231,8 @@ class Transport(PolicyTransport, _ClientTransport):
             self._sweep()
         if exchange is None:
             return self._lanes.passing(library_of(request)).handle_request(request)
-        return exchange.result(run(exchange.call, exchange, self._clock))
+        step = run(exchange.call, exchange, self._clock)
+        return exchange.outcome(step) if exchange.fallback is None else exchange.result(step)
 
     def _sweep(self) -> None:
         self._compare()
