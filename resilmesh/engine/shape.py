@@ -50,7 +50,7 @@ class PathRewrite:
     __slots__ = ("_by", "_cases")
 
     def __init__(self, by: str, cases: Sequence[tuple[Predicate | None, int | None]]) -> None:
-        self._by = _sendable(by)
+        self._by = _sendable(bytewise(by))
         self._cases = tuple(cases)
 
     def __call__(self, method: str, target: str, headers: Headers) -> str:
@@ -71,8 +71,8 @@ class RegexRewrite:
         self._pattern = compile_regex(bytewise(block.match))
         #: Texts, and numbers of groups.
         self._parts = [
-            int(part[1]) if part[1:].isdigit() and part[0] == "\\" else part.replace("\\\\", "\\")
-            for part in re.split(r"(\\[0-9])", bytewise(block.rewrite)) if part
+            part if part[0] != "\\" else "\\" if part[1] == "\\" else int(part[1])
+            for part in re.split(r"(\\[0-9\\])", bytewise(block.rewrite)) if part
         ]
 
     def __call__(self, method: str, target: str, headers: Headers) -> str:
@@ -130,8 +130,8 @@ def _target(blocks: Effective, rewrite: RewriteBlock) -> PathRewrite | RegexRewr
 
 
 def _sendable(path: str) -> str:
-    """A path in the characters that may be sent."""
-    return path if path.isascii() and path.isprintable() and " " not in path else quote(path, safe=_PRINTABLE)
+    """A path, a character for each byte, in the characters that may be sent."""
+    return path if path.isascii() and path.isprintable() and " " not in path else quote(path.encode("latin-1"), safe=_PRINTABLE)
 
 
 def shadow(host: str) -> str:

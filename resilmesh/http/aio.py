@@ -245,6 +245,11 @@ class AsyncTransport(PolicyTransport, _ClientTransport):
     ``inner``: the transport to send with. Absent: the client library's own ``AsyncHTTPTransport``, made with
     ``options`` (``verify``, ``cert``, ``trust_env``, ``http1``, ``http2``, ``limits``, ``proxy``, ``uds``,
     ``local_address``, ``retries``, ``socket_options``), one for each endpoint. ``limits`` hold for each endpoint.
+
+    ``fallback(request, outcome)`` is called when a call was rejected, ran out of time, or failed; ``outcome`` is the exception
+    that the caller would get, or the response. It gives another response, or ``None`` to let the outcome pass;
+    it may be a coroutine function. A request's own, in
+    ``extensions={"resilmesh": {"fallback": ...}}``, comes before it, the policy's ``fallback`` block after it.
     """
 
     _kind = "AsyncHTTPTransport"

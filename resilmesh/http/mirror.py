@@ -108,7 +108,9 @@ class TaskCopies:
         """Have ``job`` run soon; False when there is too much to do already."""
         if len(self._flying) >= MOST_COPIES:
             return False
-        from resilmesh.drive.runtime import get_running_loop, in_trio  # brings asyncio, which blocking programs do without
+        from asyncio import get_running_loop  # which blocking programs do without
+
+        from resilmesh.drive.runtime import in_trio
 
         if in_trio():
             import trio

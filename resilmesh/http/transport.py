@@ -214,6 +214,10 @@ class Transport(PolicyTransport, _ClientTransport):
     (``verify``, ``cert``, ``trust_env``, ``http1``, ``http2``, ``limits``, ``proxy``, ``uds``, ``local_address``,
     ``retries``, ``socket_options``), one for each endpoint. ``limits`` hold for each endpoint. With ``http2=True`` each
     connection carries one call at a time, because a blocking call cannot be ended while it waits for a neighbour's.
+
+    ``fallback(request, outcome)`` is called when a call was rejected, ran out of time, or failed; ``outcome`` is the exception
+    that the caller would get, or the response. It gives another response, or ``None`` to let the outcome pass. A request's own, in
+    ``extensions={"resilmesh": {"fallback": ...}}``, comes before it, the policy's ``fallback`` block after it.
     """
 
     _kind = "HTTPTransport"

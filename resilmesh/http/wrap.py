@@ -15,15 +15,16 @@ from resilmesh.http.transport import Transport
 from resilmesh.mesh import default
 
 if TYPE_CHECKING:
+    from resilmesh.http.exchange import CodeFallback
     from resilmesh.mesh import Mesh
 
 C = TypeVar("C")
 
 
-def wrap(client: C, mesh: Mesh | None = None) -> C:
+def wrap(client: C, mesh: Mesh | None = None, *, fallback: CodeFallback | None = None) -> C:
     """Apply a mesh's policy to every request of an ``httpx`` or ``httpx2`` client, sync or async, and return the same client.
 
-    ``mesh``: absent, the one that ``resilmesh.configure`` made.
+    ``mesh``: absent, the one that ``resilmesh.configure`` made. ``fallback``: as of ``resilmesh.http.Transport``.
 
     Wrapping again with the same mesh changes nothing. Raises ``ValueError`` when another mesh is there already, and
     ``TypeError`` for what is not such a client. Calls in flight are not affected; connections that were open are
@@ -43,7 +44,7 @@ def wrap(client: C, mesh: Mesh | None = None) -> C:
     def ours(transport: Any) -> Any:
         if transport is None or isinstance(transport, PolicyTransport):
             return transport
-        return made.setdefault(id(transport), kind(mesh, inner=transport))
+        return made.setdefault(id(transport), kind(mesh, inner=transport, fallback=fallback))
 
     target._transport = ours(target._transport)
     target._mounts = {pattern: ours(transport) for pattern, transport in target._mounts.items()}

@@ -392,6 +392,67 @@ def test_a_shorter_wait_applies_to_a_circuit_that_is_open():
     assert circuit.ask() is not None
 
 
+def test_forced_open_refuses_until_it_is_set_back():
+    circuit = Circuit()
+    circuit.breaker.force("OPEN", circuit.now)
+    circuit.now += 1000.0
+    assert circuit.ask() is None
+    assert not circuit.breaker.admits(circuit.now)
+    assert circuit.breaker.retry_after(circuit.now) is None
+    assert circuit.breaker.snapshot(circuit.now)["state"] == "FORCED_OPEN"
+    assert circuit.breaker.snapshot(circuit.now)["opensFor"] is None
+    circuit.breaker.force("AUTO", circuit.now)
+    circuit.succeed(circuit.ask())
+    assert circuit.told == [("CLOSED", "FORCED_OPEN"), ("FORCED_OPEN", "CLOSED")]
+
+
+def test_forced_closed_lets_through_and_counts_nothing():
+    circuit = Circuit().opened()
+    circuit.breaker.force("CLOSED", circuit.now)
+    for _ in range(10):
+        circuit.fail(circuit.ask())
+    assert circuit.breaker.snapshot(circuit.now)["calls"] == 0
+    assert circuit.breaker.admits(circuit.now)
+    circuit.breaker.force("AUTO", circuit.now)
+    assert circuit.opened().told[-1] == ("CLOSED", "OPEN"), "it begins to count anew"
+
+
+def test_metrics_only_says_once_that_it_would_have_opened():
+    circuit = Circuit()
+    circuit.breaker.force("METRICS_ONLY", circuit.now)
+    for _ in range(8):
+        circuit.fail(circuit.ask())
+    shown = circuit.breaker.snapshot(circuit.now)
+    assert (shown["state"], shown["calls"], shown["failures"]) == ("METRICS_ONLY", 4, 4)
+    assert circuit.told == [("CLOSED", "METRICS_ONLY"), ("CLOSED", "CLOSED")]
+    for _ in range(4):
+        circuit.succeed(circuit.ask())
+    for _ in range(4):
+        circuit.fail(circuit.ask())
+    assert circuit.told[2:] == [("CLOSED", "CLOSED")], "and again after it would have been well"
+
+
+def test_what_was_forced_survives_a_retune_and_a_fork_and_is_said_once():
+    circuit = Circuit()
+    circuit.breaker.force("CLOSED", circuit.now)
+    circuit.breaker.force("CLOSED", circuit.now)
+    circuit.breaker.retune(figures(window_size=8))
+    circuit.breaker.after_fork()
+    for _ in range(8):
+        circuit.fail(circuit.ask())
+    assert circuit.told == [("CLOSED", "FORCED_CLOSED")]
+
+
+def test_a_result_from_before_is_not_counted_after_it_was_forced():
+    circuit = Circuit(minimum_calls=1, window_size=1)
+    before = circuit.ask()
+    circuit.breaker.force("METRICS_ONLY", circuit.now)
+    circuit.fail(before)
+    circuit.breaker.force("AUTO", circuit.now)
+    circuit.fail(before)
+    assert circuit.state == "CLOSED"
+
+
 # ---------------------------------------------------------------------------------------------------- machine
 
 
@@ -403,9 +464,24 @@ class Model:
         self.results, self.probes, self.answers = [], {}, []
         self.opened_at = 0.0
         self.numbers = count()
+        self.forced = "AUTO"
+
+    def force(self, to, now):
+        """Whether anything changed."""
+        changed, self.forced = to != self.forced, to
+        if changed:
+            self.state, self.opened_at = "OPEN" if to == "OPEN" else "CLOSED", now
+            self.results, self.probes, self.answers = [], {}, []
+        return changed
+
+    @property
+    def shown(self):
+        return {"AUTO": self.state, "METRICS_ONLY": "METRICS_ONLY"}.get(self.forced, f"FORCED_{self.forced}")
 
     def acquire(self, now, lease):
-        """``closed``, a number for a probe, or None."""
+        """``closed``, ``always``, a number for a probe, or None."""
+        if self.forced in ("OPEN", "CLOSED"):
+            return None if self.forced == "OPEN" else "always"
         if self.state == "OPEN" and now >= self.opened_at + self.settings.wait_open:
             self.state, self.probes, self.answers = "HALF_OPEN", {}, []
         if self.state == "HALF_OPEN":
@@ -422,7 +498,8 @@ class Model:
         return number
 
     def trip(self, now):
-        self.state, self.opened_at = "OPEN", now
+        if self.forced == "AUTO":
+            self.state, self.opened_at = "OPEN", now
 
     def judge(self, now, failed, slow):
         self.results.append((failed, slow))
@@ -477,6 +554,9 @@ class BreakerMachine(RuleBasedStateMachine):
         self.last = "CLOSED"
 
     def told(self, old, new, reason, now):
+        if old == new:
+            assert self.model.forced == "METRICS_ONLY"
+            return
         assert old == self.last, "changes are told in order"
         self.last = new
         self.period += new == "CLOSED"
@@ -498,7 +578,9 @@ class BreakerMachine(RuleBasedStateMachine):
             return
         permit, number, period = self.take(data, "answered")
         slow = seconds >= 1.0 and self.model.settings.slow_rate is not None
-        if number != "closed":
+        if number == "always":
+            pass
+        elif number != "closed":
             self.model.answer(self.now, number, failed, slow)
         elif self.model.state == "CLOSED" and period == self.period:
             self.model.judge(self.now, failed, slow)
@@ -518,6 +600,11 @@ class BreakerMachine(RuleBasedStateMachine):
     def wait(self, seconds):
         self.now += seconds
 
+    @rule(to=st.sampled_from(["OPEN", "CLOSED", "METRICS_ONLY", "AUTO", "AUTO"]))
+    def force(self, to):
+        self.period += self.model.force(to, self.now)
+        self.breaker.force(to, self.now)
+
     @rule(chosen=chosen_settings)
     def retune(self, chosen):
         self.breaker.retune(chosen)
@@ -526,8 +613,9 @@ class BreakerMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self):
         if hasattr(self, "breaker"):
-            assert self.breaker.state == self.model.state == self.last
-            assert (self.breaker.permit is not None) == (self.model.state == "CLOSED")
+            assert self.breaker.state == self.model.state
+            assert self.breaker.snapshot(self.now)["state"] == self.model.shown == self.last
+            assert (self.breaker.permit is not None) == (self.model.state == "CLOSED" and self.model.forced != "CLOSED")
             leased = sum(expires > self.now for expires in self.model.probes.values()) if self.model.state == "HALF_OPEN" else 0
             assert self.breaker.snapshot(self.now)["probesOut"] == leased
 
@@ -536,6 +624,7 @@ class BreakerMachine(RuleBasedStateMachine):
         if not hasattr(self, "breaker"):
             return
         refused = 0
+        self.breaker.force("AUTO", self.now)
         for _ in range(20):
             self.now += 100.0
             permit = self.breaker.acquire(self.now, 1.0)

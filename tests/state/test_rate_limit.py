@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from resilmesh.state.ratelimit import AllOf, RateLimit
+from resilmesh.state.ratelimit import AllOf, LimitsByValue, RateLimit, RateLimitByValue
 
 
 def taken(limit, now, calls):
@@ -124,3 +125,100 @@ class RateLimitMachine(RuleBasedStateMachine):
 
 RateLimitMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestRateLimitMachine = RateLimitMachine.TestCase
+
+
+# ------------------------------------------------------------------------------------- by header value
+
+
+def by_value(**changes):
+    figures = {"header": "x-user", "requests": 2, "per": 10.0, "burst": 2, "max_values": 3}
+    return RateLimitByValue(**{**figures, **changes})
+
+
+def test_each_value_has_a_bucket_and_those_without_one_share():
+    limits = by_value()
+    assert [taken(limits.of(value), 1000.0, 4) for value in ("a", "b", None)] == [2, 2, 2]
+    assert taken(limits.of("a"), 1000.0, 1) == 0
+
+
+def test_the_bucket_unused_for_longest_goes_first():
+    limits = by_value()
+    for value in ("a", "b", "c", "a", "d"):
+        limits.of(value).take(1000.0)
+    assert limits.snapshot(1000.0) == {
+        "requests": 2, "per": 10.0, "burst": 2, "header": "x-user", "values": 3, "evicted": 1,
+    }
+    assert taken(limits.of("a"), 1000.0, 4) == 0, "kept, because it was used"
+    assert taken(limits.of("b"), 1000.0, 4) == 2, "it went, and begins anew"
+
+
+def test_a_long_value_is_told_apart_and_not_kept():
+    limits = by_value()
+    assert limits.of("a" * 5000) is limits.of("a" * 5000)
+    assert limits.of("a" * 5000) is not limits.of("a" * 5001)
+    assert limits.of("a" * 128) is not limits.of("a" * 129)
+
+
+def test_new_figures_reach_every_bucket_and_a_smaller_number_of_them_evicts():
+    limits = by_value()
+    for value in ("a", "b", "c"):
+        taken(limits.of(value), 1000.0, 2)
+    limits.retune(4, 10.0, 4, 2)
+    assert limits.snapshot(1000.0)["values"] == 2
+    assert taken(limits.of("c"), 1000.0, 9) == 2, "what was missing stays missing"
+
+
+def test_several_limits_of_one_request():
+    whole, user = RateLimit(3, 10.0, 3), by_value()
+    both = LimitsByValue([whole, user])
+    assert both.headers == ("x-user",)
+    assert taken(both.of(("a",)), 1000.0, 5) == 2
+    assert taken(both.of(("b",)), 1000.0, 5) == 1, "the limit of all is used up, and b keeps its second token"
+    assert user.of("b").tokens(1000.0) == 1
+    assert LimitsByValue([user]).of(()) is user.of(None)
+
+
+def test_threads_that_come_at_once_get_one_bucket_a_value():
+    limits = by_value(requests=1_000_000, burst=1_000_000, max_values=4)
+    values = [str(number) for number in range(4)]
+
+    def work():
+        for number in range(4000):
+            limits.of(values[number % 4]).take(1000.0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(1_000_000 - limits.of(value).tokens(1000.0) for value in values) == pytest.approx(16_000, abs=0.1)
+
+
+class ByValueMachine(RuleBasedStateMachine):
+    """Against a list of values in the order of their last use, each with its tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.limits, self.now, self.kept = by_value(), 1000.0, {}
+
+    @rule(value=st.sampled_from(["a", "b", "c", "d", None, "e" * 200]))
+    def call(self, value):
+        tokens, at = self.kept.pop(value, (Fraction(2), self.now))
+        tokens = min(Fraction(2), tokens + Fraction(2, 10) * (Fraction(self.now) - Fraction(at)))
+        passes = self.limits.of(value).take(self.now)
+        assert passes == (tokens >= 1)
+        self.kept[value] = (tokens - passes, self.now)
+        while len(self.kept) > 3:
+            self.kept.pop(next(iter(self.kept)))
+
+    @rule(seconds=st.sampled_from([0.25, 1.0, 4.0, 20.0]))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @invariant()
+    def bounded(self):
+        assert self.limits.snapshot(self.now)["values"] == len(self.kept)
+
+
+TestByValueMachine = ByValueMachine.TestCase
+TestByValueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
