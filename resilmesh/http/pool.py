@@ -150,7 +150,8 @@ def _reset_unwanted(connection: Any) -> None:
     protocol = _protocol(connection)
     if not hasattr(protocol, "_h2_state"):
         return
-    if _is_torn(connection):
+    if _is_torn(connection) or protocol._h2_state.state_machine.state.name == "CLOSED":
+        # Nothing more can be said on it: a frame was cut short, or the service said GOAWAY or broke the protocol.
         # Neighbours may still read their answers; no new call goes there.
         protocol._connection_error = True
         return
