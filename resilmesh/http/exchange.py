@@ -84,6 +84,11 @@ class Exchange(Wire):
     #: Where the last attempt was sent; set by ``prepare``.
     lane: Lane
 
+    @property
+    def clock(self) -> Clock:
+        """The mesh's."""
+        return self._clock
+
     # ------------------------------------------------------------------------------------------ sending
 
     def prepare(self, call: Call) -> Any:

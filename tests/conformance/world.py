@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import resilmesh
 from resilmesh.testing import ManualClock
+from resilmesh.testing.trace import told
 from tests.conformance.scenarios import Scenario
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ def _policy(scenario: Scenario) -> str:
 
 
 def _told(event: resilmesh.Event) -> str:
-    """An event in a few words, without what differs from protocol to protocol."""
+    """An event in a few words: a ``Trace``'s, without what differs from protocol to protocol, and with where an attempt begins."""
     detail = event.detail
     match event.name:
         case "call_started":
@@ -111,22 +112,8 @@ def _told(event: resilmesh.Event) -> str:
             return f"end {detail['verdict']}"
         case "backoff":
             return f"backoff {int(detail['seconds'])}s"
-        case "retry_refused":
-            return f"no retry: {detail['reason']}"
-        case "call_rejected":
-            return f"rejected {detail['reason']}"
-        case "would_reject":
-            return f"would reject {detail['reason']}"
         case "fault_injected":
             return f"fault {detail['scope']} {'delay' if 'delay' in detail else 'abort'}"
-        case "circuit_changed":
-            return f"circuit {detail['new']}"
-        case "endpoint_ejected":
-            return f"ejected {detail['endpoint']}"
-        case "endpoint_returned":
-            return f"returned {detail['endpoint']}"
-        case "call_queued":
-            return "queued"
-        case "call_abandoned":
-            return "abandoned"
-    raise AssertionError(f"no word for {event.name}")
+    line = told(event)
+    assert line is not None
+    return line
