@@ -67,12 +67,18 @@ def _pod(round_: Observation) -> Use:
     return Use(client.cpu + proxy.cpu, memory, client.startup + proxy.startup)
 
 
+def _services(round_: Observation) -> float | None:
+    used = round_.services_cpu
+    return None if used is None else used * 1000 / len(round_.notes)
+
+
 FIGURES: tuple[Figure, ...] = (
     Figure("latency_p50", "latency p50", "ms", _latency(0.50)),
     Figure("latency_p99", "latency p99", "ms", _latency(0.99)),
     Figure("cpu_client", "CPU of the client, per 1,000 calls", "s", _per_thousand(_client)),
     Figure("cpu_proxy", "CPU of the proxy, per 1,000 calls", "s", _per_thousand(_proxy)),
     Figure("cpu_pod", "CPU of both, per 1,000 calls", "s", _per_thousand(_pod)),
+    Figure("cpu_services", "CPU of the services, per 1,000 calls", "s", _services),
     Figure("memory_client", "memory of the client's process", "MiB", _memory(_client)),
     Figure("memory_proxy", "memory of the proxy", "MiB", _memory(_proxy)),
     Figure("memory_pod", "memory of both", "MiB", _memory(_pod)),
@@ -107,7 +113,8 @@ def _cost(figure: Figure, observations: Sequence[Observation], bare: Sequence[Ob
     pairs = list(zip(values, floor, strict=True)) if floor else []
     return Cost(
         Spread.of(values),
-        Spread.of([value / base for value, base in pairs]) if pairs else None,
+        # CPU is read in ticks, of which a short run may use none.
+        Spread.of([value / base for value, base in pairs]) if pairs and all(floor) else None,
         Spread.of([value - base for value, base in pairs]) if pairs else None,
     )
 

@@ -4,9 +4,10 @@
     library-off  the client with the library's transport, mode OFF: what wrapping itself costs
     library      the policy, decided inside the client's process; local outcomes are answers, as from Envoy
     sidecar      the policy, decided by a real Envoy on the way; the client is bare
+    sidecar-defaults  the same, but whatever the policy leaves open is as Envoy has it by default (``defaults``)
 
-Client, transport settings, pools, calls and their times are equal everywhere. ``bare`` and ``library-off`` are there
-for orientation; ``library`` and ``sidecar`` are what is compared.
+Client, transport settings, pools, calls and their times are equal everywhere. ``library`` and ``sidecar`` are what is
+compared; the others are there for orientation.
 """
 
 from __future__ import annotations
@@ -14,24 +15,26 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import resilmesh
 from resilmesh.compare import traffic
 from resilmesh.compare.children import Child
+from resilmesh.compare.machine import Disturbance, interference
+from resilmesh.compare.polling import Look, watched
 from resilmesh.compare.scenarios import HOST, Closed, Scenario
+from resilmesh.compare.sides import Side, side_of
 from resilmesh.compare.testbed import Seen, TestBed
-from resilmesh.compare.traffic import Job, Note
+from resilmesh.compare.traffic import Happened, Job, Note, Told
 from resilmesh.envoy import process
 from resilmesh.envoy.process import Envoy
-from resilmesh.envoy.translate import translate
-from resilmesh.policy.load import load_text
 
-BARE, OFF, LIBRARY, SIDECAR = PLANES = ("bare", "library-off", "library", "sidecar")
+BARE, OFF, LIBRARY, SIDECAR, DEFAULTS = PLANES = ("bare", "library-off", "library", "sidecar", "sidecar-defaults")
 CLIENTS = ("httpx", "httpx-async", "httpx2", "httpx2-async")
 
 _START_WITHIN = 30.0
@@ -49,30 +52,47 @@ class Use:
     startup: float
 
 
+_QUIET = Disturbance()
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What the plane itself says it did; None where it has no such thing."""
+
+    #: Endpoints taken out by outlier detection. Of several processes each counts its own.
+    ejections: int | None = None
+    retries: int | None = None
+    #: Injected ones. Aborts are answers, which the client sees.
+    delays: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """One run of one plane: what the client noted, what the services saw, what it took."""
 
     plane: str
+    #: In the order of the calls' numbers, which begin at 0.
     notes: list[Note]
     seen: Seen
+    #: Of all processes of the client together; the start of the slowest.
     client: Use
     proxy: Use | None
-    #: Endpoints taken out by outlier detection; None where the plane has none.
-    ejections: int | None = None
-    #: Calls that an open circuit refused: the library answers these as it does a reached limit, having no other word of Envoy's.
-    circuit_open: int = 0
+    decisions: Decisions = Decisions()
+    #: The library's events, of each process of the client.
+    events: list[list[Happened]] = field(default_factory=list)
+    #: What was seen of the sidecar meanwhile.
+    looks: list[Look] = field(default_factory=list)
+    #: Names of the endpoints by address.
+    names: dict[str, str] = field(default_factory=dict)
+    #: The seconds of the run at which the policy was edited.
+    edited: list[float] = field(default_factory=list)
+    disturbance: Disturbance = _QUIET
+    #: CPU seconds of all services together; None without psutil.
+    services_cpu: float | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """What tells one plane's client from another's."""
-
-    targets: list[str]
-    policy: str | None = None
-    mode: Literal["ENFORCE", "OFF"] = "ENFORCE"
-    envoy: Envoy | None = None
-    envoy_startup: float = 0.0
+    def cpu(self) -> dict[str, float | None]:
+        """CPU seconds of the run, by who used them; None: there is no such process, or no psutil to ask."""
+        return {"client": self.client.cpu, "proxy": None if self.proxy is None else self.proxy.cpu, "services": self.services_cpu}
 
 
 def missing() -> dict[str, str]:
@@ -80,9 +100,9 @@ def missing() -> dict[str, str]:
     try:
         process.find_binary()
     except process.EnvoyError as error:
-        return {SIDECAR: str(error)}
+        return dict.fromkeys((SIDECAR, DEFAULTS), str(error))
     if importlib.util.find_spec("psutil") is None:
-        return {SIDECAR: "there is no psutil to read Envoy's costs with: pip install 'resilmesh[mesh]'"}
+        return dict.fromkeys((SIDECAR, DEFAULTS), "there is no psutil to read Envoy's costs with: pip install 'resilmesh[mesh]'")
     return {}
 
 
@@ -103,32 +123,81 @@ def observe(plane: str, scenario: Scenario, *, client: str, seed: int, tick: Cal
     """Run ``scenario`` on ``plane`` from a fresh start. ``tick`` is called about four times a second."""
     with (
         TestBed(scenario.services, seed) as bed,
-        _side(plane, scenario, bed.addresses) as side,
-        Child(Path(traffic.__file__), f"client of {plane}") as child,
+        side_of(plane, scenario, bed.addresses) as side,
+        _clients(plane, scenario.processes) as children,
     ):
-        child.tell(asdict(_job(side, scenario, client, seed, child.spawned)))
-        startup = child.hear(_START_WITHIN, tick)["startup"]
-        proxy_cpu = side.envoy.cpu_seconds() if side.envoy else 0.0
-        epoch = time.monotonic() + _HEAD_START
-        bed.start_at(epoch)
-        child.tell(epoch)
-        told = child.hear(_patience(scenario), tick)
-        proxy = None
-        if side.envoy:
-            proxy = Use(side.envoy.cpu_seconds() - proxy_cpu, side.envoy.rss_bytes(), side.envoy_startup)
+        for child, job in zip(children, _jobs(side, scenario, client, seed), strict=True):
+            child.tell(asdict(job(child.spawned)))
+        startup = max(child.hear(_START_WITHIN, tick)["startup"] for child in children)
+        with interference() as disturbance:
+            proxy_cpu = side.envoy.cpu_seconds() if side.envoy else 0.0
+            services_cpu = _cpu(bed.pids)
+            epoch = time.monotonic() + _HEAD_START
+            bed.start_at(epoch)
+            for child in children:
+                child.tell(epoch)
+            with watched(side.envoy if scenario.watched else None, epoch) as looks, _edited(side, scenario, bed, epoch) as edited:
+                told = [Told(**child.hear(_patience(scenario), tick)) for child in children]
+            proxy = None
+            if side.envoy:
+                proxy = Use(side.envoy.cpu_seconds() - proxy_cpu, side.envoy.rss_bytes(), side.envoy_startup)
         return Observation(
-            plane=plane, notes=[Note(*each) for each in told["notes"]], seen=bed.seen(),
-            client=Use(told["cpu"], _memory(child.pid), startup), proxy=proxy,
-            **_decisions(side.envoy, told["snapshot"]),
+            plane=plane, notes=sorted((Note(*each) for one in told for each in one.notes), key=lambda note: note.number),
+            seen=bed.seen(), client=Use(sum(one.cpu for one in told), _memory(children), startup), proxy=proxy,
+            decisions=_decisions(side.envoy, [one.snapshot for one in told]),
+            events=[[Happened(*each) for each in one.events] for one in told], looks=looks, names=bed.names(),
+            edited=edited,
+            disturbance=disturbance.of([late for one in told for late in one.overslept]),
+            services_cpu=None if services_cpu is None else (_cpu(bed.pids) or 0.0) - services_cpu,
         )
 
 
-def _job(side: _Side, scenario: Scenario, client: str, seed: int, spawned: float) -> Job:
-    return Job(
-        client=client, targets=side.targets, host=HOST, schedule=scenario.traffic.schedule(seed), workers=scenario.workers,
-        warm_up=scenario.warm_up, spawned=spawned, policy=side.policy, mode=side.mode,
-        library_path=str(Path(resilmesh.__file__).parent.parent), seed=seed,
-    )
+@contextlib.contextmanager
+def _clients(plane: str, count: int) -> Iterator[list[Child]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Child(Path(traffic.__file__), f"client of {plane}")) for _ in range(count)]
+
+
+def _jobs(side: Side, scenario: Scenario, client: str, seed: int) -> list[Callable[[float], Job]]:
+    """What each process of the client has to do: every n-th call."""
+    numbered = [(number, *call) for number, call in enumerate(scenario.traffic.schedule(seed))]
+
+    def job(place: int) -> Callable[[float], Job]:
+        return lambda spawned: Job(
+            client=client, targets=side.targets, host=HOST, schedule=numbered[place::scenario.processes], workers=scenario.workers,
+            warm_up=scenario.warm_up, spawned=spawned, policy=side.policy, policy_file=side.policy_file, mode=side.mode,
+            library_path=str(Path(resilmesh.__file__).parent.parent), seed=seed + place, watched=scenario.watched,
+        )
+
+    return [job(place) for place in range(scenario.processes)]
+
+
+@contextlib.contextmanager
+def _edited(side: Side, scenario: Scenario, bed: TestBed, epoch: float) -> Iterator[list[float]]:
+    """Edit the policy when the scenario says so; the list then holds the seconds of the run at which it was done."""
+    done: list[float] = []
+    if side.edit is None or not scenario.edits:
+        yield done
+        return
+    ended = threading.Event()
+    editor = threading.Thread(target=_edit, args=(side.edit, scenario, bed.addresses, epoch, ended, done), name="resilmesh-compare-edits")
+    editor.start()
+    try:
+        yield done
+    finally:
+        ended.set()
+        editor.join()
+
+
+def _edit(
+    edit: Callable[[str], None], scenario: Scenario, addresses: list[str], epoch: float, ended: threading.Event, done: list[float],
+) -> None:
+    for each in scenario.edits:
+        text = scenario.policy(addresses, each.policy_file)
+        if ended.wait(epoch + each.at - time.monotonic()):
+            return
+        edit(text)
+        done.append(time.monotonic() - epoch)
 
 
 def _patience(scenario: Scenario) -> float:
@@ -137,49 +206,40 @@ def _patience(scenario: Scenario) -> float:
     return length + _A_CALL_OR_SO * traffic.CLIENT_TIMEOUT
 
 
-@contextlib.contextmanager
-def _side(plane: str, scenario: Scenario, addresses: list[str]) -> Iterator[_Side]:
-    endpoints = [f"http://{address}" for address in addresses]
-    match plane:
-        case "bare":
-            yield _Side(endpoints)
-        case "library-off":
-            # Calls go to the endpoints themselves, as bare's do; the policy must still recognise them as its service's.
-            policy = scenario.policy(addresses).replace(f"hosts: [{HOST}]", f"hosts: [{HOST}, 127.0.0.1]")
-            yield _Side(endpoints, policy=policy, mode="OFF")
-        case "library":
-            yield _Side([f"http://{HOST}"], policy=scenario.policy(addresses))
-        case "sidecar":
-            with _envoy(scenario.policy(addresses)) as side:
-                yield side
-        case _:
-            raise ValueError(f"there is no plane {plane!r}")
-
-
-@contextlib.contextmanager
-def _envoy(policy: str) -> Iterator[_Side]:
-    bootstrap = translate(load_text(policy).policy).bootstrap
-    began = time.monotonic()
-    with Envoy(bootstrap, drain=0.0) as envoy:
-        yield _Side([envoy.url], envoy=envoy, envoy_startup=time.monotonic() - began)
-
-
-def _memory(pid: int) -> int | None:
+def _memory(children: list[Child]) -> int | None:
     try:
         import psutil
     except ImportError:
         return None
-    return int(psutil.Process(pid).memory_info().rss)
+    return sum(int(psutil.Process(child.pid).memory_info().rss) for child in children)
 
 
-def _decisions(envoy: Envoy | None, snapshot: dict[str, Any] | None) -> dict[str, Any]:
-    """What the plane itself says it did: Envoy's stats, or the mesh's snapshot."""
+def _cpu(pids: list[int]) -> float | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return float(sum(each.user + each.system for each in times))
+
+
+def _decisions(envoy: Envoy | None, snapshots: list[dict[str, Any] | None]) -> Decisions:
+    """Envoy's stats, or the snapshots of every process's mesh."""
     if envoy is not None:
-        return {"ejections": sum(envoy.stats(r"outlier_detection\.ejections_enforced_total$").values())}
-    if snapshot is None or snapshot["mode"] == "OFF":
-        return {}
-    services = snapshot["services"].values()
-    return {
-        "ejections": sum(endpoint["ejections"] for service in services for endpoint in service["endpoints"].values()),
-        "circuit_open": sum(route["rejected"].get("CircuitOpen", 0) for service in services for route in service["routes"].values()),
-    }
+        stats = envoy.stats(r"^cluster\..*\.(ejections_enforced_total|upstream_rq_retry)$|fault\.delays_injected$")
+
+        def total(name: str) -> int:
+            return sum(value for each, value in stats.items() if each.endswith(name))
+
+        return Decisions(total("ejections_enforced_total"), total("upstream_rq_retry"), total("delays_injected"))
+    services = [
+        service for snapshot in snapshots if snapshot is not None and snapshot["mode"] != "OFF" for service in snapshot["services"].values()
+    ]
+    if not services:
+        return Decisions()
+    routes = [route for service in services for route in service["routes"].values()]
+    return Decisions(
+        sum(endpoint["ejections"] for service in services for endpoint in service["endpoints"].values()),
+        sum(route["retries"] for route in routes),
+        sum(route["faults"].get("delay", 0) for route in routes),
+    )

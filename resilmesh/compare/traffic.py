@@ -6,7 +6,7 @@ resilmesh: what each plane's process weighs and how long it takes to start is pa
     stdin   the job: one line of JSON, see ``Job``
     stdout  {"startup": seconds} once a first call was answered
     stdin   the monotonic second at which to begin
-    stdout  {"notes": [...], "cpu": seconds, "snapshot": {...}}
+    stdout  ``Told``: what became of every call, what it took, what the library says it did
 
 It ends when stdin does.
 """
@@ -14,13 +14,15 @@ It ends when stdin does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import os
 import sys
 import threading
 import time
-from dataclasses import astuple, dataclass
+from contextvars import ContextVar
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any, Literal
 
 #: Time limit of the client itself, in every plane: far above anything a scenario scripts.
@@ -45,9 +47,16 @@ _EXCEPTIONS = {
 }
 
 
+#: What the library's own events say, in the order in which they are told: of the state of a service, not of single calls.
+WATCHED = frozenset({"circuit_changed", "endpoint_ejected", "endpoint_returned", "policy_applied"})
+#: Whether an open circuit refused the call that this thread or task has just made: the answer is that of a reached limit,
+#: for want of another word of Envoy's.
+_circuit_open: ContextVar[bool] = ContextVar("circuit_open", default=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one plane's client has to do."""
+    """What one process of one plane's client has to do."""
 
     #: ``httpx``, ``httpx-async``, ``httpx2`` or ``httpx2-async``.
     client: str
@@ -55,19 +64,31 @@ class Job:
     targets: list[str]
     #: The Host header of every call.
     host: str
-    #: ``(due, method, path)`` of each call, ``due`` in seconds of the run; None: as soon as a worker is free.
-    schedule: list[tuple[float | None, str, str]]
+    #: ``(number, due, method, path)`` of each call, ``due`` in seconds of the run; None: as soon as a worker is free.
+    schedule: list[tuple[int, float | None, str, str]]
     workers: int
     #: Calls that open connections and fill caches before the run.
     warm_up: int
     #: Monotonic seconds at which this process was started.
     spawned: float
-    #: The policy's text in the library's planes.
+    #: The policy's text in the library's planes, and a file with it where it is edited during the run.
     policy: str | None = None
+    policy_file: str | None = None
     mode: Literal["ENFORCE", "OFF"] = "ENFORCE"
     #: Where resilmesh is imported from, should it not be installed.
     library_path: str = ""
     seed: int = 0
+    #: Whether the library is asked for its events, which cost it something: not where costs are measured.
+    watched: bool = False
+
+
+@dataclass(slots=True)
+class Happened:
+    """One event of the library. ``at`` in seconds of the run."""
+
+    at: float
+    name: str
+    detail: dict[str, Any]
 
 
 class Client:
@@ -79,6 +100,9 @@ class Client:
         kind = "Async" if style else ""
         options = {"limits": http.Limits(max_connections=None, max_keepalive_connections=None), "trust_env": False}
         self.mesh = None if job.policy is None else _mesh(job.policy, job)
+        self.events: list[Any] = []
+        if self.mesh is not None and job.watched:
+            self.mesh.subscribe(self._observe)
         if self.mesh is None:
             transport = getattr(http, f"{kind}HTTPTransport")(**options)
         else:
@@ -89,6 +113,12 @@ class Client:
         self._host = job.host
         #: What a call of this client raises when there is no response.
         self.failure: type[Exception] = http.TransportError
+
+    def _observe(self, event: Any) -> None:
+        if event.name in WATCHED:
+            self.events.append(event)
+        elif event.name == "call_rejected" and event.detail["reason"] == "CircuitOpen":
+            _circuit_open.set(True)
 
     def request(self, number: int, method: str, path: str, name: str = "") -> Any:
         """The response, or (from an asynchronous client) its awaitable."""
@@ -101,13 +131,17 @@ def _mesh(policy: str, job: Job) -> Any:
     from resilmesh import Mesh
 
     # Every setting that the environment could change is given: both planes must obey the file alone.
-    return Mesh.from_text(policy, seed=job.seed, mode=job.mode, outbound="ALLOW_ANY", local_replies="RESPOND", workload="shop")
+    settings: dict[str, Any] = {
+        "seed": job.seed, "mode": job.mode, "outbound": "ALLOW_ANY", "local_replies": "RESPOND", "workload": "shop",
+    }
+    return Mesh.from_text(policy, **settings) if job.policy_file is None else Mesh.from_file(job.policy_file, **settings)
 
 
 @dataclass(slots=True)
 class Note:
     """What became of one call. Times in seconds."""
 
+    number: int
     #: When it was due, in the run.
     due: float
     #: How late it began: above zero when every worker was busy, or the machine was.
@@ -116,8 +150,23 @@ class Note:
     latency: float
     status: int
     version: str
+    #: Name of the endpoint that answered; empty when none did.
+    endpoint: str
     #: Empty when a service answered; else why none did.
     reason: str
+
+
+@dataclass(slots=True)
+class Told:
+    """The report of one process."""
+
+    notes: list[tuple[Any, ...]]
+    #: CPU seconds of the process during the run.
+    cpu: float
+    #: For each call that a worker slept for: how long after the due time the machine woke it, in seconds.
+    overslept: list[float]
+    events: list[tuple[Any, ...]] = field(default_factory=list)
+    snapshot: dict[str, Any] | None = None
 
 
 class Run:
@@ -126,67 +175,87 @@ class Run:
     def __init__(self, client: Client, job: Job, epoch: float) -> None:
         self._client = client
         self._epoch = epoch
-        self._schedule = iter(enumerate(job.schedule))
+        self._schedule = iter(job.schedule)
         self._lock = threading.Lock()
         self.notes: list[Note] = []
+        self.overslept: list[float] = []
 
     def _next(self) -> tuple[int, float | None, str, str] | None:
         with self._lock:
-            index, (due, method, path) = next(self._schedule, (-1, (None, "", "")))
-        return None if index < 0 else (index, due, method, path)
+            return next(self._schedule, None)
 
     def _wait(self, due: float | None) -> float:
         return 0.0 if due is None else max(0.0, self._epoch + due - time.monotonic())
 
-    def _note(self, due: float | None, began: float, response: Any, error: Exception | None) -> None:
+    def _begin(self, due: float | None, waited: float) -> float:
+        now = time.monotonic()
+        if waited and due is not None:
+            self.overslept.append(now - self._epoch - due)
+        _circuit_open.set(False)
+        return now
+
+    def _note(self, number: int, due: float | None, began: float, response: Any, error: Exception | None) -> None:
         ended = time.monotonic()
         planned = began if due is None else self._epoch + due
-        self.notes.append(Note(planned - self._epoch, began - planned, ended - planned, *_outcome(response, error)))
+        self.notes.append(Note(number, planned - self._epoch, began - planned, ended - planned, *_outcome(response, error)))
 
     def work(self) -> None:
         """One worker of a blocking client."""
         while (call := self._next()) is not None:
-            index, due, method, path = call
+            number, due, method, path = call
             if wait := self._wait(due):
                 time.sleep(wait)
-            began = time.monotonic()
+            began = self._begin(due, wait)
             response = error = None
             try:
-                response = self._client.request(index, method, path)
+                response = self._client.request(number, method, path)
             except self._client.failure as failure:
                 error = failure
-            self._note(due, began, response, error)
+            self._note(number, due, began, response, error)
 
     async def work_async(self) -> None:
         """The same for an asynchronous client."""
         while (call := self._next()) is not None:
-            index, due, method, path = call
+            number, due, method, path = call
             if wait := self._wait(due):
                 await asyncio.sleep(wait)
-            began = time.monotonic()
+            began = self._begin(due, wait)
             response = error = None
             try:
-                response = await self._client.request(index, method, path)
+                response = await self._client.request(number, method, path)
             except self._client.failure as failure:
                 error = failure
-            self._note(due, began, response, error)
+            self._note(number, due, began, response, error)
+
+    def told(self, cpu: float) -> Told:
+        mesh = self._client.mesh
+        events = [Happened(event.at - self._epoch, event.name, event.detail) for event in self._client.events]
+        return Told(
+            [astuple(note) for note in self.notes], cpu, self.overslept, [astuple(event) for event in events],
+            None if mesh is None else mesh.snapshot(),
+        )
 
 
-def _outcome(response: Any, error: Exception | None) -> tuple[int, str, str]:
-    """Status, version of the service, and why no service answered."""
+def _outcome(response: Any, error: Exception | None) -> tuple[int, str, str, str]:
+    """Status, version and name of the endpoint, and why no service answered."""
     if response is None:
-        return 0, "", _EXCEPTIONS.get(type(error).__name__, type(error).__name__)
-    if "x-served-by" in response.headers:
-        return response.status_code, response.headers["x-version"], ""
+        return 0, "", "", _EXCEPTIONS.get(type(error).__name__, type(error).__name__)
+    headers = response.headers
+    if "x-served-by" in headers:
+        return response.status_code, headers["x-version"], headers["x-served-by"], ""
+    if _circuit_open.get():
+        return response.status_code, "", "", "circuit open"
     body = response.text
-    return response.status_code, "", next((word for text, word in _LOCAL_BODIES if text in body), f"{response.status_code} {body[:60]}")
+    return response.status_code, "", "", next((word for text, word in _LOCAL_BODIES if text in body), f"{response.status_code} {body[:60]}")
 
 
 def drive(job: Job) -> None:
     """The whole of a blocking client's process."""
     client = Client(job)
     for number in range(job.warm_up):
-        client.request(number, "GET", "/warm-up", WARM_UP)
+        # An endpoint may refuse even these, by script.
+        with contextlib.suppress(client.failure):
+            client.request(number, "GET", "/warm-up", WARM_UP)
         if number == 0:
             _say({"startup": time.monotonic() - job.spawned})
     run = Run(client, job, _begin())
@@ -197,20 +266,21 @@ def drive(job: Job) -> None:
     run.work()
     for thread in threads:
         thread.join()
-    _report(run, client, time.process_time() - cpu)
+    _report(run.told(time.process_time() - cpu))
 
 
 async def drive_async(job: Job) -> None:
     """The whole of an asynchronous client's process."""
     client = Client(job)
     for number in range(job.warm_up):
-        await client.request(number, "GET", "/warm-up", WARM_UP)
+        with contextlib.suppress(client.failure):
+            await client.request(number, "GET", "/warm-up", WARM_UP)
         if number == 0:
             _say({"startup": time.monotonic() - job.spawned})
     run = Run(client, job, _begin())
     cpu = time.process_time()
     await asyncio.gather(*(run.work_async() for _ in range(job.workers)))
-    _report(run, client, time.process_time() - cpu)
+    _report(run.told(time.process_time() - cpu))
 
 
 def _begin() -> float:
@@ -225,12 +295,8 @@ def _end_with_stdin() -> None:
     os._exit(0)
 
 
-def _report(run: Run, client: Client, cpu: float) -> None:
-    _say({
-        "notes": [astuple(note) for note in run.notes],
-        "cpu": cpu,
-        "snapshot": None if client.mesh is None else client.mesh.snapshot(),
-    })
+def _report(told: Told) -> None:
+    _say(asdict(told))
     # The parent weighs this process as it is now, with its pools and state, then closes stdin.
     threading.Event().wait()
 
