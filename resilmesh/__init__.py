@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from resilmesh import http, testing
     from resilmesh.http.wrap import wrap
 
+    __version__: str
+
 __all__ = [
     "CallError",
     "CircuitOpen",
@@ -78,6 +80,11 @@ _LAZY: dict[str, tuple[str, str | None]] = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # reads a file, and costs tens of milliseconds
+
+        globals()[name] = version("resilmesh")
+        return globals()[name]
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _LAZY[name]

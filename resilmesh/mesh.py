@@ -9,14 +9,16 @@ Invariant: ``table`` is replaced by one assignment and never mutated, so whoever
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, get_args
 
 from resilmesh.drive.attempts import Attempts
-from resilmesh.drive.guard import Failures, Guard, Types, unknown
+from resilmesh.drive.forms import Kind, kind_of
+from resilmesh.drive.guard import BlockOptions, Guard, Options, unknown
 from resilmesh.drive.system import SYSTEM
 from resilmesh.engine import call as engine_call
 from resilmesh.engine.events import Hub, Observer
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from resilmesh.policy.model import Policy
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 Mode = Literal["ENFORCE", "OBSERVE", "OFF"]
 LocalReplies = Literal["RAISE", "RESPOND"]
 Outbound = Literal["ALLOW_ANY", "REGISTRY_ONLY"]
@@ -51,13 +55,37 @@ ENVIRONMENT = {
 }
 
 
+class Settings(TypedDict, total=False):
+    """What ``Mesh.from_file``, ``from_text`` and ``from_policy`` take by name.
+
+    An argument wins over the environment (``RESILMESH_MODE`` and so on), and that over the policy's ``mesh`` block.
+    """
+
+    clock: Clock | None
+    """Where the time comes from: ``resilmesh.testing.ManualClock`` in tests."""
+    seed: int | None
+    """Makes every draw (backoff, faults, splits, balancing) repeatable."""
+    mode: Mode | None
+    """Overrides ``mesh.mode``."""
+    outbound: Outbound | None
+    """Overrides ``mesh.outbound``."""
+    local_replies: LocalReplies | None
+    """Overrides ``mesh.localReplies``."""
+    workload: str | None
+    """Overrides ``mesh.workload``."""
+
+
+class FileSettings(Settings, total=False):
+    """What ``configure`` takes by name."""
+
+    reload_interval: float | None
+    """Seconds between two looks at the policy's file, 1 by default; ``None``: it is never looked at again."""
+
+
 class Mesh:
     """One policy and the state of everything it governs. Serves any number of threads and event loops.
 
-    Made by ``Mesh.from_file``, ``Mesh.from_text`` or ``Mesh.from_policy``. ``mode``, ``outbound``,
-    ``local_replies`` and ``workload`` override the policy's ``mesh`` block, and so do the environment variables
-    ``RESILMESH_MODE`` and so on; an argument wins over both. ``seed`` makes every draw (backoff, faults, splits,
-    balancing) repeatable; ``clock`` is for tests.
+    Made by ``Mesh.from_file``, ``Mesh.from_text`` or ``Mesh.from_policy``, each with ``Settings`` by name.
 
     Raises ``PolicyError`` with every mistake of the policy.
     """
@@ -86,6 +114,8 @@ class Mesh:
         self._applying = threading.Lock()
         self._injections: tuple[Injection, ...] = ()
         self._guarded: set[tuple[str, str | None]] = set()
+        #: What ``call`` runs functions with, by service and kind of function.
+        self._runners: dict[tuple[str, Kind], Callable[..., Any]] = {}
         self.doubted: set[tuple[str, str | None]] = set()
         self._revision = 0
         self._refused = 0
@@ -103,12 +133,7 @@ class Mesh:
         path: str | os.PathLike[str],
         *,
         reload_interval: float | None = 1.0,
-        clock: Clock | None = None,
-        seed: int | None = None,
-        mode: Mode | None = None,
-        outbound: Outbound | None = None,
-        local_replies: LocalReplies | None = None,
-        workload: str | None = None,
+        **settings: Unpack[Settings],
     ) -> Self:
         """From a YAML or JSON file, which is looked at every ``reload_interval`` seconds (``None``: never) and applied when it changed.
 
@@ -117,47 +142,28 @@ class Mesh:
         from resilmesh.policy.load import load_file
 
         fingerprint = PolicyFile.fingerprint(path)
-        mesh = cls(
-            load_file(path), clock=clock, seed=seed, mode=mode, outbound=outbound, local_replies=local_replies, workload=workload,
-        )
+        mesh = cls(load_file(path), **settings)
         mesh._watch = PolicyFile(mesh._apply_file, path, fingerprint, reload_interval)
         return mesh
 
     @classmethod
-    def from_text(
-        cls,
-        text: str | bytes,
-        *,
-        clock: Clock | None = None,
-        seed: int | None = None,
-        mode: Mode | None = None,
-        outbound: Outbound | None = None,
-        local_replies: LocalReplies | None = None,
-        workload: str | None = None,
-    ) -> Self:
+    def from_text(cls, text: str | bytes, **settings: Unpack[Settings]) -> Self:
         """From YAML or JSON."""
         from resilmesh.policy.load import load_text
 
-        return cls(
-            load_text(text), clock=clock, seed=seed, mode=mode, outbound=outbound, local_replies=local_replies, workload=workload,
-        )
+        if isinstance(text, os.PathLike):
+            raise TypeError(f"Mesh.from_text takes the policy's text: use Mesh.from_file({text!r})")
+        try:
+            return cls(load_text(text), **settings)
+        except PolicyError as error:
+            if isinstance(text, str) and text.strip().endswith((".yaml", ".yml", ".json")) and "\n" not in text:
+                error.add_note(f"this looks like a path: use Mesh.from_file({text.strip()!r})")
+            raise
 
     @classmethod
-    def from_policy(
-        cls,
-        policy: Policy,
-        *,
-        clock: Clock | None = None,
-        seed: int | None = None,
-        mode: Mode | None = None,
-        outbound: Outbound | None = None,
-        local_replies: LocalReplies | None = None,
-        workload: str | None = None,
-    ) -> Self:
+    def from_policy(cls, policy: Policy, **settings: Unpack[Settings]) -> Self:
         """From a model that was built in code."""
-        return cls(
-            _built(policy), clock=clock, seed=seed, mode=mode, outbound=outbound, local_replies=local_replies, workload=workload,
-        )
+        return cls(_built(policy), **settings)
 
     # --------------------------------------------------------------------------------------- the policy
 
@@ -252,32 +258,43 @@ class Mesh:
 
     # ----------------------------------------------------------------------------------------- functions
 
-    def guard(
-        self, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (),
-        idempotent: bool | None = None,
-    ) -> Callable[[F], F]:
-        """Decorate a function, method or coroutine function with the policy of ``service`` (or of one of its routes).
+    def guard(self, service: str, **options: Unpack[Options]) -> Callable[[F], F]:
+        """Decorate a function with the policy of ``service``; what it takes by name is in ``resilmesh.drive.guard.Options``.
 
-        ``failures``: exception types, or a predicate over the exception raised or the result returned, that count
-        as failure; by default every ``Exception``; anything else is a success. ``ignore``: exception types that
-        are not counted at all. ``idempotent``: whether a failed call may be repeated; by default what the policy
-        says, and ``False`` where it says nothing.
+        Functions, methods and coroutine functions are calls. A generator function, asynchronous or not, is a stream: one
+        call, which begins with the first item that is asked for and ends when the generator ends.
 
         Raises ``UnknownService`` when the policy does not have the name.
         """
-        self._know(service, route)
-        return Guard(self, service, route=route, failures=failures, ignore=ignore, idempotent=idempotent)
+        guard = Guard(self, service, **options)
+        self._know(service, options.get("route"))
+        return guard
 
-    def attempts(
-        self, service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (),
-        idempotent: bool | None = None,
-    ) -> Attempts:
+    def attempts(self, service: str, **options: Unpack[BlockOptions]) -> Attempts:
         """The policy of ``service`` around a block of code: ``for attempt in mesh.attempts("ledger"): with attempt: ...``.
 
-        With ``async for`` in a coroutine. The block runs once per attempt; arguments as for ``guard``.
+        With ``async for`` in a coroutine. The block runs once per attempt; options as for ``guard``, but for the fallback.
         """
-        self._know(service, route)
-        return Attempts(Guard(self, service, route=route, failures=failures, ignore=ignore, idempotent=idempotent))
+        attempts = Attempts(Guard(self, service, **options))
+        self._know(service, options.get("route"))
+        return attempts
+
+    def call(self, service: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """One call of ``function(*args, **kwargs)`` under the policy of ``service``, as if it were guarded without options.
+
+        Of a coroutine function the result is to be awaited, of a generator function to be iterated. All names belong to
+        the function: for options write ``mesh.guard(service, ...)(function)``. Raises ``UnknownService``.
+        """
+        kind = kind_of(function)
+        run = self._runners.get((service, kind))
+        if run is None:
+            run = self._runners[service, kind] = self._runner(service, kind)
+        result: T = run(function, *args, **kwargs)
+        return result
+
+    def _runner(self, service: str, kind: Kind) -> Callable[..., Any]:
+        self._know(service, None)
+        return Guard(self, service).wrap(kind)(operator.call)
 
     def _know(self, service: str, route: str | None) -> None:
         table = self.table
@@ -508,7 +525,7 @@ class _Default:
 default = _Default()
 
 
-def configure(policy: Mesh | str | os.PathLike[str] | None = None, **settings: Any) -> Mesh:
+def configure(policy: Mesh | str | os.PathLike[str] | None = None, **settings: Unpack[FileSettings]) -> Mesh:
     """Make the mesh that ``resilmesh.guard``, ``resilmesh.attempts`` and ``resilmesh.wrap`` use.
 
     ``policy``: a path, a ``Mesh``, or nothing, which means the file that ``RESILMESH_POLICY`` names. ``settings`` are
@@ -532,19 +549,16 @@ def configure(policy: Mesh | str | os.PathLike[str] | None = None, **settings: A
     return mesh
 
 
-def guard(
-    service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
-) -> Callable[[F], F]:
+def guard(service: str, **options: Unpack[Options]) -> Callable[[F], F]:
     """``Mesh.guard`` of the mesh that ``configure`` makes, which may be called later than this."""
-    default.know(service, route)
-    return Guard(default, service, route=route, failures=failures, ignore=ignore, idempotent=idempotent)
+    guard = Guard(default, service, **options)
+    default.know(service, options.get("route"))
+    return guard
 
 
-def attempts(
-    service: str, *, route: str | None = None, failures: Failures | None = None, ignore: Types = (), idempotent: bool | None = None,
-) -> Attempts:
+def attempts(service: str, **options: Unpack[BlockOptions]) -> Attempts:
     """``Mesh.attempts`` of the mesh that ``configure`` made."""
-    return default.get().attempts(service, route=route, failures=failures, ignore=ignore, idempotent=idempotent)
+    return default.get().attempts(service, **options)
 
 
 __all__: Sequence[str] = ("Mesh", "attempts", "configure", "guard")

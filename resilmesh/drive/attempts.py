@@ -6,12 +6,15 @@ on; any other leaves it. The loop ends after the attempt that did not raise.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from resilmesh.drive.context import DEADLINE, unset
+from resilmesh.drive.exchange import Outcome
 from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
 from resilmesh.engine.plan import INFINITY
-from resilmesh.engine.verdict import OK, Answer, Verdict, mask
+from resilmesh.engine.verdict import OK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -21,17 +24,16 @@ if TYPE_CHECKING:
     from resilmesh.clock import Limit
     from resilmesh.drive.guard import Guard
 
-_TIMED_OUT = Answer(Verdict.FAILURE, mask("5xx", "gateway-error", "reset"), timed_out=True)
-
 
 class Attempt:
     """One run of the block: ``with attempt:``, or ``async with attempt:``, which is the same."""
 
-    __slots__ = ("_call", "_guard", "_interruptible", "_limit", "_step", "_token", "error", "number")
+    __slots__ = ("_call", "_guard", "_interruptible", "_limit", "_outcome", "_step", "_token", "error", "number")
 
-    def __init__(self, guard: Guard, call: Call | None, *, interruptible: bool) -> None:
+    def __init__(self, guard: Guard, call: Call | None, outcome: Outcome, *, interruptible: bool) -> None:
         self._guard = guard
         self._call = call
+        self._outcome = outcome
         self._interruptible = interruptible
         self._limit: Limit | None = None
         self._token: Token[float] | None = None
@@ -61,31 +63,29 @@ class Attempt:
             return False
         if self._token is not None:
             unset(self._token)
-        left = error if self._limit is None else self._limit.stop(error)
-        self._step = self._answer(call, error, left)
+        if error is None:
+            if self._limit is not None:
+                self._limit.stop(None)
+            self._outcome.forget()
+            self._step = call.answered(self._guard.now(), call.number, OK)
+            return False
+        self._step = self._failed(call, error)
         if self._step is SLEEP:
-            self.error = left or error
-            return error is not None
-        failure, call.error = (call.error, None) if self._step is RAISE else (left, call.error)
+            self.error = self._outcome.last
+            return True
         try:
-            if failure is not None and failure is not error:
-                raise failure from error
+            self._outcome.give(call, self._step, error)
             return False
         finally:
-            # The traceback of an exception holds this frame: holding the exception here would make a cycle.
-            del failure, left, error
+            del error  # no cycle through the traceback
 
-    def _answer(self, call: Call, error: BaseException | None, left: BaseException | None) -> Step:
-        """Tell the engine how the block ended: with ``error``, of which ``left`` is not our limit's doing."""
-        now = self._guard.now()
-        if error is not None and left is None:
-            # It was our limit, whatever a clock of a test says.
-            return call.answered(max(now, call.headers_by), call.number, _TIMED_OUT)
-        answer = OK if left is None else self._guard.of_error(left)
+    def _failed(self, call: Call, error: BaseException) -> Step:
+        """The block raised."""
+        answer = self._outcome.raised(call, error, self._limit)
         if answer is None:
-            call.abandon(now)
+            call.abandon(self._guard.now())
             return RETURN
-        return call.answered(now, call.number, answer)
+        return self._outcome.answer(call, answer)
 
     async def __aenter__(self) -> Attempt:
         return self.__enter__()
@@ -119,14 +119,14 @@ class Attempts:
 class _Loop:
     """One call. No generator: a loop that is left early would have to be closed, and trio warns of an asynchronous one."""
 
-    __slots__ = ("_attempt", "_call", "_ended", "_guard", "_interruptible", "_last")
+    __slots__ = ("_attempt", "_call", "_ended", "_guard", "_interruptible", "_outcome")
 
     def __init__(self, guard: Guard, *, interruptible: bool) -> None:
         self._call: Call | None = None
         self._guard = guard
         self._interruptible = interruptible
         self._attempt: Attempt | None = None
-        self._last: BaseException | None = None
+        self._outcome = Outcome(guard)
         self._ended = False
 
     def __iter__(self) -> _Loop:
@@ -139,6 +139,8 @@ class _Loop:
         clock = self._guard.source.clock
         try:
             step = self._go_on()
+            if step is SLEEP or step is WAIT:
+                _warn_if_it_blocks_a_loop()
             while self._call is not None and (step is SLEEP or step is WAIT):
                 remaining = self._call.wake_at - clock.monotonic()
                 if step is WAIT:
@@ -179,7 +181,7 @@ class _Loop:
         if attempt is None:
             self._call = self._guard.call()
             return SEND if self._call is None else self._settle(self._call, self._call.start(self._guard.now()))
-        step, self._last = attempt.step, attempt.error
+        step = attempt.step
         if step is RETURN or self._call is None:
             self._ended = True
             return RETURN
@@ -188,22 +190,13 @@ class _Loop:
     def _settle(self, call: Call, step: Step) -> Step:
         """Answer in the block's place where a fault of attempt scope does, and raise what is left when no attempt is."""
         while step is SEND and call.injected is not None:
-            self._last, answer = self._guard.of_fault(call)
-            step = call.answered(self._guard.now(), call.number, answer)
-        if step is not RETURN and step is not RAISE:
-            return step
-        last, self._last = self._last, None
-        error, call.error = (call.error, None) if step is RAISE or last is None else (last, call.error)
-        assert error is not None
-        if error is not last:
-            error.__cause__ = last
-        try:
-            raise error
-        finally:
-            del last, error  # no cycle: see Attempt.__exit__
+            step = self._outcome.answer(call, self._outcome.injected(call))
+        if step is RETURN or step is RAISE:
+            self._outcome.give(call, step)
+        return step
 
     def _next(self) -> Attempt:
-        self._attempt = attempt = Attempt(self._guard, self._call, interruptible=self._interruptible)
+        self._attempt = attempt = Attempt(self._guard, self._call, self._outcome, interruptible=self._interruptible)
         return attempt
 
     def _abandon(self) -> None:
@@ -215,3 +208,15 @@ class _Loop:
         call = getattr(self, "_call", None)  # an interrupt may have come before there was one
         if call is not None and not call.over:
             call.orphan()
+
+
+def _warn_if_it_blocks_a_loop() -> None:
+    """``for`` where ``async for`` was meant works, until it has to wait. It goes on then: the retry is right, only its wait is not."""
+    if "asyncio" not in sys.modules and "trio" not in sys.modules:
+        return
+    from resilmesh.drive.runtime import in_event_loop
+
+    if in_event_loop():
+        warnings.warn(
+            "`for` over mesh.attempts() blocks the event loop while it waits: write `async for`", RuntimeWarning, stacklevel=3,
+        )

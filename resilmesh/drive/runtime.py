@@ -31,6 +31,15 @@ def in_trio() -> bool:
     return trio is not None and bool(trio.lowlevel.in_trio_task())
 
 
+def in_event_loop() -> bool:
+    """Whether whatever runs here keeps an event loop from turning."""
+    try:
+        get_running_loop()
+    except RuntimeError:
+        return in_trio()
+    return True
+
+
 async def sleep(seconds: float) -> None:
     """Suspend the current task."""
     if in_trio():

@@ -445,12 +445,14 @@ class Call:
     def _wants_retry(self, answer: Answer) -> bool:
         """Whether the policy would have this attempt repeated, and it can be."""
         retries = self.plan.retries
-        if answer.again is not None:
-            # The program's own strategies stand in for retryOn and maxRetries; but none is none.
-            if not answer.again or (retries is not None and not retries.max_retries):
+        if answer.again is None:
+            if retries is None or self.number > retries.max_retries:
                 return False
-        elif retries is None or self.number > retries.max_retries or not (answer.words & retries.words or (answer.status in retries.statuses and not answer.words & _RATE_LIMITED)):
-            return False
+            # Of an answer with x-envoy-ratelimited Envoy asks no other word, and no number either.
+            if not (answer.words & retries.words or (answer.status in retries.statuses and not answer.words & _RATE_LIMITED)):
+                return False
+        elif not answer.again or (retries is not None and not retries.max_retries):
+            return False  # the program's own strategies stand in for retryOn and maxRetries; but no retries are none
         # What may have reached the service is repeated only if that is harmless.
         return self.replayable and (self.idempotent or answer.verdict is _UNSENT)
 

@@ -126,7 +126,7 @@ class Answer:
         self.timed_out = timed_out
         #: A fault of the policy made it up: outlier detection does not see it.
         self.injected = injected
-        #: It failed before there was a connection: refused, unreachable, connect time-out.
+        #: It failed without a connection of its own: refused, unreachable, connect time-out; or the body after an answer broke.
         self.local_origin = local_origin
         #: Whether to repeat it, by the program's own strategies; None: they were not asked, and retryOn and maxRetries decide.
         self.again = again

@@ -19,7 +19,7 @@ from resilmesh.drive.context import deadline
 from resilmesh.testing import ManualClock
 from tests.drive.guarding import RETRY, circuit, idle, listen, mesh_of, stats
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:`for` over mesh.attempts:RuntimeWarning")]
 
 
 class Trouble(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -183,27 +183,6 @@ def test_arguments_and_result_pass_unchanged() -> None:
     result = object()
     assert documented(1, "a", flag=False, weight=2.0) == ["1", "a"]
     assert guard(lambda *args, **kwargs: (args, kwargs, result))(1, self=2, args=3) == ((1,), {"self": 2, "args": 3}, result)
-
-
-def one() -> Iterator[int]:
-    yield 1
-
-
-async def one_later() -> AsyncIterator[int]:
-    yield 1
-
-
-class Endless:
-    def __call__(self) -> Iterator[int]:
-        yield 1
-
-
-@pytest.mark.parametrize("generator", [
-    one, one_later, functools.partial(one), classmethod(one), staticmethod(one_later), Endless(), functools.partial(Endless()),
-], ids=["function", "async", "partial", "classmethod", "staticmethod", "instance", "partial of an instance"])
-def test_a_generator_is_refused(generator: Any) -> None:
-    with pytest.raises(TypeError, match=r"generator function .*(one|__call__).* nothing runs until it is iterated.*mesh\.attempts"):
-        guard(generator)
 
 
 @pytest.mark.parametrize("thing", [5, "name", None])
