@@ -12,7 +12,11 @@ from pydantic import Field
 from resilmesh.policy.fields import Block, Name, Percent, approximates, field, library_only, maps_to, shaped
 from resilmesh.policy.matching import HeaderName, ShortString
 
-HeaderValue = Annotated[str, shaped("a header value on one line", r"^[^\x00\r\n]*$", max_length=8192)]
+#: What clients agree to send: h11 refuses the request otherwise, call by call.
+HeaderValue = Annotated[str, shaped(
+    "a header value on one line, without control characters and without blanks around it",
+    r"^([^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?)?$", max_length=8192,
+)]
 Status = Annotated[int, Field(ge=200, le=599)]
 
 NO_FALLBACK = library_only("Envoy has no fallback.")
