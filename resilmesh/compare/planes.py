@@ -27,7 +27,7 @@ from resilmesh.compare import traffic
 from resilmesh.compare.children import Child
 from resilmesh.compare.machine import Disturbance, interference
 from resilmesh.compare.polling import Look, watched
-from resilmesh.compare.scenarios import HOST, Closed, Scenario
+from resilmesh.compare.scenarios import Closed, Scenario
 from resilmesh.compare.sides import Side, side_of
 from resilmesh.compare.testbed import Seen, TestBed
 from resilmesh.compare.traffic import Happened, Job, Note, Told
@@ -53,6 +53,9 @@ class Use:
 
 
 _QUIET = Disturbance()
+
+#: The side of a plane, for services at some addresses.
+Sides = Callable[[str, Scenario, list[str]], contextlib.AbstractContextManager[Side]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +122,13 @@ def client_version(client: str) -> str | None:
         return None
 
 
-def observe(plane: str, scenario: Scenario, *, client: str, seed: int, tick: Callable[[], None] | None = None) -> Observation:
+def observe(
+    plane: str, scenario: Scenario, *, client: str, seed: int, tick: Callable[[], None] | None = None, sides: Sides = side_of,
+) -> Observation:
     """Run ``scenario`` on ``plane`` from a fresh start. ``tick`` is called about four times a second."""
     with (
         TestBed(scenario.services, seed) as bed,
-        side_of(plane, scenario, bed.addresses) as side,
+        sides(plane, scenario, bed.addresses) as side,
         _clients(plane, scenario.processes) as children,
     ):
         for child, job in zip(children, _jobs(side, scenario, client, seed), strict=True):
@@ -164,7 +169,8 @@ def _jobs(side: Side, scenario: Scenario, client: str, seed: int) -> list[Callab
 
     def job(place: int) -> Callable[[float], Job]:
         return lambda spawned: Job(
-            client=client, targets=side.targets, host=HOST, schedule=numbered[place::scenario.processes], workers=scenario.workers,
+            client=client, targets=side.targets, host=side.host, signed=side.signed, schedule=numbered[place::scenario.processes],
+            workers=scenario.workers,
             warm_up=scenario.warm_up, spawned=spawned, policy=side.policy, policy_file=side.policy_file, mode=side.mode,
             library_path=str(Path(resilmesh.__file__).parent.parent), seed=seed + place, watched=scenario.watched,
         )

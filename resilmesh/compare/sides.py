@@ -31,6 +31,10 @@ class Side:
     envoy_startup: float = 0.0
     #: Puts a new policy, as text, where this plane looks for it.
     edit: Callable[[str], None] | None = None
+    #: The Host header of every call.
+    host: str = HOST
+    #: Whether the services are the test bed's, which sign their answers.
+    signed: bool = True
 
 
 @contextlib.contextmanager

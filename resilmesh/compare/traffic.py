@@ -39,6 +39,7 @@ _LOCAL_BODIES = (
     ("remote connection failure", "connect failure"),
     ("reset reason:", "reset"),
 )
+_LOCAL_BODY_BYTES = 400
 #: Of these, the ones for which nothing was sent.
 REFUSALS = frozenset({"limit reached", "circuit open", "no healthy endpoint", "rate limited"})
 _EXCEPTIONS = {
@@ -80,6 +81,8 @@ class Job:
     seed: int = 0
     #: Whether the library is asked for its events, which cost it something: not where costs are measured.
     watched: bool = False
+    #: Whether the services sign their answers, as those of the test bed do. Others get the calls of the schedule and nothing else.
+    signed: bool = True
 
 
 @dataclass(slots=True)
@@ -111,6 +114,8 @@ class Client:
         self._client = getattr(http, f"{kind}Client")(transport=transport, timeout=CLIENT_TIMEOUT, trust_env=False)
         self._targets = job.targets
         self._host = job.host
+        self._signed = job.signed
+        self._warm_up = ("GET", "/warm-up") if job.signed or not job.schedule else job.schedule[0][2:]
         #: What a call of this client raises when there is no response.
         self.failure: type[Exception] = http.TransportError
 
@@ -123,7 +128,14 @@ class Client:
     def request(self, number: int, method: str, path: str, name: str = "") -> Any:
         """The response, or (from an asynchronous client) its awaitable."""
         url = self._targets[number % len(self._targets)] + path
-        return self._client.request(method, url, headers={"host": self._host, "x-call": name or str(number)})
+        headers = {"host": self._host}
+        if self._signed:
+            headers["x-call"] = name or str(number)
+        return self._client.request(method, url, headers=headers)
+
+    def warm_up(self, number: int) -> Any:
+        """A call that is not counted."""
+        return self.request(number, *self._warm_up, WARM_UP)
 
 
 def _mesh(policy: str, job: Job) -> Any:
@@ -175,6 +187,7 @@ class Run:
     def __init__(self, client: Client, job: Job, epoch: float) -> None:
         self._client = client
         self._epoch = epoch
+        self._signed = job.signed
         self._schedule = iter(job.schedule)
         self._lock = threading.Lock()
         self.notes: list[Note] = []
@@ -197,7 +210,7 @@ class Run:
     def _note(self, number: int, due: float | None, began: float, response: Any, error: Exception | None) -> None:
         ended = time.monotonic()
         planned = began if due is None else self._epoch + due
-        self.notes.append(Note(number, planned - self._epoch, began - planned, ended - planned, *_outcome(response, error)))
+        self.notes.append(Note(number, planned - self._epoch, began - planned, ended - planned, *_outcome(response, error, self._signed)))
 
     def work(self) -> None:
         """One worker of a blocking client."""
@@ -236,7 +249,7 @@ class Run:
         )
 
 
-def _outcome(response: Any, error: Exception | None) -> tuple[int, str, str, str]:
+def _outcome(response: Any, error: Exception | None, signed: bool) -> tuple[int, str, str, str]:
     """Status, version and name of the endpoint, and why no service answered."""
     if response is None:
         return 0, "", "", _EXCEPTIONS.get(type(error).__name__, type(error).__name__)
@@ -245,8 +258,10 @@ def _outcome(response: Any, error: Exception | None) -> tuple[int, str, str, str
         return response.status_code, headers["x-version"], headers["x-served-by"], ""
     if _circuit_open.get():
         return response.status_code, "", "", "circuit open"
-    body = response.text
-    return response.status_code, "", "", next((word for text, word in _LOCAL_BODIES if text in body), f"{response.status_code} {body[:60]}")
+    # What the library and Envoy say themselves is short; a page of somebody's service may hold any words.
+    body = response.text if len(response.content) < _LOCAL_BODY_BYTES else ""
+    unknown = f"{response.status_code} {body[:60]}" if signed else ""
+    return response.status_code, "", "", next((word for text, word in _LOCAL_BODIES if text in body), unknown)
 
 
 def drive(job: Job) -> None:
@@ -255,7 +270,7 @@ def drive(job: Job) -> None:
     for number in range(job.warm_up):
         # An endpoint may refuse even these, by script.
         with contextlib.suppress(client.failure):
-            client.request(number, "GET", "/warm-up", WARM_UP)
+            client.warm_up(number)
         if number == 0:
             _say({"startup": time.monotonic() - job.spawned})
     run = Run(client, job, _begin())
@@ -274,7 +289,7 @@ async def drive_async(job: Job) -> None:
     client = Client(job)
     for number in range(job.warm_up):
         with contextlib.suppress(client.failure):
-            await client.request(number, "GET", "/warm-up", WARM_UP)
+            await client.warm_up(number)
         if number == 0:
             _say({"startup": time.monotonic() - job.spawned})
     run = Run(client, job, _begin())
