@@ -1,7 +1,8 @@
 """From a checked policy to the table that calls are served from.
 
 The table is immutable and published by one attribute assignment; compiling claims state from the store but
-changes none of it, so a compilation that fails leaves everything as it was.
+changes none of it, so a compilation that fails leaves everything as it was. Of a large policy only the services that
+have been called are compiled with it, because only they have state; the others when they are called first.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resilmesh.engine.events import Hub
 from resilmesh.engine.fault import Fault, Faults
-from resilmesh.engine.match import Headers, Matcher, comparison
+from resilmesh.engine.match import Headers, Hosts, Routes, comparison
 from resilmesh.engine.plan import Fallback, Mirror, Plan, RetryPlan, Split
 from resilmesh.engine.shape import shape
 from resilmesh.engine.store import Claims, Key, Store
 from resilmesh.engine.verdict import Classes, mask
+from resilmesh.policy.prepared import names_and_hosts
 from resilmesh.policy.resolve import Effective, effective
 from resilmesh.state.balance import Balancer
 from resilmesh.state.breaker import BreakerSettings, CircuitBreaker
@@ -23,6 +25,8 @@ from resilmesh.state.budget import RetryBudget
 from resilmesh.state.concurrency import Concurrency
 from resilmesh.state.outlier import Endpoint, OutlierDetector, OutlierSettings
 from resilmesh.state.ratelimit import AllOf, LimitsByValue, RateLimit, RateLimitByValue
+from resilmesh.state.rates import FailurePercentage, SuccessRate
+from resilmesh.state.slowstart import SlowStart
 from resilmesh.state.stats import Stats
 
 if TYPE_CHECKING:
@@ -34,56 +38,95 @@ if TYPE_CHECKING:
     from resilmesh.policy.model import Fallback as FallbackBlock
     from resilmesh.policy.model import Fault as FaultBlock
     from resilmesh.policy.model import RateLimit as RateLimitBlock
+    from resilmesh.policy.model import SlowStart as SlowStartBlock
 
 
 #: What the plan of mirrored copies is called; no route of a policy can have the name.
 MIRROR_ROUTE = "(mirror)"
 
 
-class Table:
-    """Every plan of one policy. ``plans[service]`` holds its routes in order, and last the service's own."""
+#: Up to so many services are compiled at once. Of more, those that have been called; the others when they are.
+AT_ONCE = 64
 
-    __slots__ = ("addresses", "by_name", "forbids_unknown", "matcher", "plans", "policy")
 
-    def __init__(self, policy: Policy, plans: list[tuple[Plan | None, ...]], *, forbids_unknown: bool) -> None:
-        self.policy = policy
-        self.matcher = Matcher(policy)
+class Served:
+    """One service, compiled: the plans of its routes in order, and last its own."""
+
+    __slots__ = ("addresses", "plans", "route_names", "routes")
+
+    def __init__(self, service: Service, plans: tuple[Plan | None, ...]) -> None:
         self.plans = plans
-        self.by_name = {service.name: index for index, service in enumerate(policy.services)}
+        self.routes = Routes(service)
+        self.route_names = {route.name: number for number, route in enumerate(service.routes or ())}
+        self.addresses = tuple(endpoint.address for endpoint in service.endpoints or ())
+
+
+class Table:
+    """Every plan of one policy. Immutable, but that a service may be compiled when it is first looked for."""
+
+    __slots__ = ("_hosts", "_open", "_served", "by_name", "forbids_unknown", "policy")
+
+    def __init__(
+        self, policy: Policy, by_name: dict[str, int], hosts: Hosts, served: list[Served | None], open_: Callable[[int], Served], *,
+        forbids_unknown: bool,
+    ) -> None:
+        self.policy = policy
+        self.by_name = by_name
+        self._hosts = hosts
+        self._served = served
+        self._open = open_
         #: outbound: REGISTRY_ONLY
         self.forbids_unknown = forbids_unknown
-        self.addresses = frozenset(endpoint.address for service in policy.services for endpoint in service.endpoints or ())
 
     def find(self, method: str, host: str, port: int, target: str, headers: Headers) -> tuple[bool, Plan | None]:
         """Whether a service has the host, and the plan for the request (``None``: mode OFF, or no service)."""
-        found = self.matcher.find(method, host, port, target, headers)
-        if found is None:
+        index = self._hosts.find(host, port)
+        if index is None:
             return False, None
-        service, route = found
-        return True, self.plans[service][-1 if route is None else route]
+        served = self._served[index]
+        if served is None:
+            served = self._served[index] = self._open(index)
+        route = served.routes.find(method, target, headers)
+        return True, served.plans[-1 if route is None else route]
 
     def named(self, service: str, route: str | None) -> tuple[bool, Plan | None]:
         """Whether the policy has the service (and its route), and the plan."""
         index = self.by_name.get(service)
         if index is None:
             return False, None
+        served = self.served(index)
         if route is None:
-            return True, self.plans[index][-1]
-        for each, plan in zip(self.policy.services[index].routes or (), self.plans[index], strict=False):
-            if each.name == route:
-                return True, plan
-        return False, None
+            return True, served.plans[-1]
+        number = served.route_names.get(route)
+        return (False, None) if number is None else (True, served.plans[number])
+
+    def served(self, index: int) -> Served:
+        """The service of number ``index``, compiled."""
+        served = self._served[index]
+        if served is None:
+            served = self._served[index] = self._open(index)
+        return served
+
+    def addresses(self) -> set[str]:
+        """Addresses of the endpoints of every service that was compiled."""
+        return {address for served in self._served if served is not None for address in served.addresses}
+
+    def remains(self) -> list[object]:
+        """What a table that is not in force any more consists of, to be let go of piece by piece."""
+        services: Any = self.policy.services
+        return [*self._served, *(services if isinstance(services, list) else ())]
 
 
 class Compiler:
     """Makes one table. ``respond`` and ``forbids_unknown`` are the mesh's own settings, overrides included.
 
-    ``injections``: the faults that programs have put into it, in the order they came.
+    ``injections``: the faults that programs have put into it, in the order they came. ``pause`` is called every now and then,
+    so that a thread that compiles a large policy can let others run.
     """
 
     def __init__(
         self, policy: Policy, store: Store, hub: Hub, rng: Random, *, respond: bool, forbids_unknown: bool,
-        injections: tuple[Injected, ...] = (),
+        injections: tuple[Injected, ...] = (), pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._policy = policy
         self._injections = injections
@@ -91,21 +134,49 @@ class Compiler:
         self._rng = rng
         self._respond = respond
         self._forbids_unknown = forbids_unknown
+        self._pause = pause
+        self._store = store
+        self._by_name: dict[str, int] = {}
         self.claims: Claims = store.claims()
+        #: A newer table is in force: what this one still compiles must not change the state that both share.
+        self.superseded = False
 
     def table(self) -> Table:
-        """Compile every service; commit ``claims`` to the store to make it real."""
-        plans = [self._service(index, service) for index, service in enumerate(self._policy.services)]
-        return Table(self._policy, plans, forbids_unknown=self._forbids_unknown)
+        """Compile the services; ``commit`` makes it real."""
+        hosts = Hosts()
+        for index, (name, its) in enumerate(names_and_hosts(self._policy)):
+            self._by_name[name] = index
+            for host in its:
+                hosts.add(host, index)
+            self._pause()
+        served: list[Served | None] = [None] * len(self._by_name)
+        for name in self._by_name if len(served) <= AT_ONCE else self._store.services():
+            if (found := self._by_name.get(name)) is not None:
+                served[found] = self._service(found)
+                self._pause()
+        return Table(self._policy, self._by_name, hosts, served, self._later, forbids_unknown=self._forbids_unknown)
 
-    def _service(self, index: int, service: Service) -> tuple[Plan | None, ...]:
+    def commit(self) -> None:
+        """Make what the table claimed the state of the mesh."""
+        self._store.commit(self.claims, self._by_name, self._pause)
+
+    def _later(self, index: int) -> Served:
+        """A service that is called for the first time."""
+        with self._store.lock:
+            self.claims = self._store.claims()
+            served = self._service(index)
+            self._store.adopt(self.claims, retune=not self.superseded)
+        return served
+
+    def _service(self, index: int) -> Served:
+        service = self._policy.services[index]
+        self.claims.services.add(service.name)
         own = effective(self._policy, index, None)
-        endpoints = self._endpoints(service)
+        endpoints = self._endpoints(own)
         detector = self._detector(own, endpoints) if endpoints else None
         routes: list[int | None] = [*range(len(service.routes or ())), None]
-        return tuple(
-            self._plan(own if route is None else effective(self._policy, index, route), endpoints, detector) for route in routes
-        )
+        plans = [self._plan(own if route is None else effective(self._policy, index, route), endpoints, detector) for route in routes]
+        return Served(service, tuple(plans))
 
     def _plan(self, blocks: Effective, endpoints: tuple[Endpoint, ...], detector: OutlierDetector | None) -> Plan | None:
         if blocks.mode == "OFF":
@@ -216,15 +287,13 @@ class Compiler:
         key: Key = ("retryBudget", blocks.service.name, "*", "")
         return self.claims.claim(key, lambda: RetryBudget(*figures), lambda kept: kept.retune(*figures))
 
-    def _endpoints(self, service: Service) -> tuple[Endpoint, ...]:
-        return tuple(self._endpoint(service.name, each.address, each.labels) for each in service.endpoints or ())
+    def _endpoints(self, blocks: Effective) -> tuple[Endpoint, ...]:
+        return tuple(self._endpoint(blocks, each.address, each.labels) for each in blocks.service.endpoints or ())
 
-    def _endpoint(self, service: str, address: str, labels: dict[str, str]) -> Endpoint:
-        def relabel(kept: Endpoint) -> None:
-            kept.labels = dict(labels)
-
-        endpoint: Endpoint = self.claims.claim(("endpoint", service, "*", address), lambda: Endpoint(address, labels), relabel)
-        return endpoint
+    def _endpoint(self, blocks: Effective, address: str, labels: dict[str, str]) -> Endpoint:
+        slow_start = None if blocks.load_balancer.slow_start is None else _slow_start(blocks.load_balancer.slow_start)
+        key: Key = ("endpoint", blocks.service.name, "*", address)
+        return self.claims.claim(key, lambda: Endpoint(address, labels, slow_start), lambda kept: kept.retune(labels, slow_start))
 
     def _detector(self, blocks: Effective, endpoints: tuple[Endpoint, ...]) -> OutlierDetector:
         settings = None if blocks.outlier_detection is None else _outlier_settings(blocks.outlier_detection)
@@ -244,7 +313,7 @@ class Compiler:
         labels = next((each.labels for each in service.subsets or () if each.name == subset), {})
         # The kept endpoints carry their old labels until the commit, so the new ones are read from the policy.
         members = [
-            self._endpoint(service.name, each.address, each.labels)
+            self._endpoint(blocks, each.address, each.labels)
             for each in service.endpoints or ()
             if labels.items() <= each.labels.items()
         ]
@@ -270,9 +339,8 @@ class Compiler:
         block = blocks.mirror
         if block is None or not block.percent:
             return None
-        index = next(number for number, each in enumerate(self._policy.services) if each.name == block.service)
-        target = effective(self._policy, index, None)
-        name, endpoints = block.service, self._endpoints(target.service)
+        target = effective(self._policy, self._by_name[block.service], None)
+        name, endpoints = block.service, self._endpoints(target)
         enforced = target.mode == "ENFORCE"
         plan = Plan(
             name,
@@ -364,7 +432,12 @@ def _breaker_settings(block: BreakerBlock) -> BreakerSettings:
     )
 
 
+def _slow_start(block: SlowStartBlock) -> SlowStart:
+    return SlowStart(block.window, block.aggression, block.min_weight_percent / 100)
+
+
 def _outlier_settings(block: OutlierDetection) -> OutlierSettings:
+    rate, percentage = block.success_rate, block.failure_percentage
     return OutlierSettings(
         consecutive_5xx=block.consecutive_5xx_errors,
         consecutive_gateway=block.consecutive_gateway_errors,
@@ -375,4 +448,8 @@ def _outlier_settings(block: OutlierDetection) -> OutlierSettings:
         longest=block.max_ejection_time,
         max_percent=block.max_ejection_percent,
         panic=block.panic_threshold,
+        success_rate=None if rate is None else SuccessRate(rate.minimum_hosts, rate.request_volume, rate.stdev_factor),
+        failure_percentage=None if percentage is None else FailurePercentage(
+            percentage.threshold, percentage.minimum_hosts, percentage.request_volume,
+        ),
     )

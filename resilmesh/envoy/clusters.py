@@ -11,7 +11,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Concurrency, Endpoint, OutlierDetection, RetryBudget, Service
+    from resilmesh.policy.model import Concurrency, Endpoint, LoadBalancer, OutlierDetection, RetryBudget, Service
     from resilmesh.policy.resolve import Effective
 
 Json = dict[str, Any]
@@ -55,7 +55,7 @@ def cluster(name: str, effective: Effective) -> Json:
     }
     if service.endpoints is not None:
         outlier = effective.outlier_detection
-        made["lb_policy"] = effective.load_balancer.policy
+        made |= _balancer(effective.load_balancer)
         made["common_lb_config"] = {
             "healthy_panic_threshold": {"value": 0.0 if outlier is None else outlier.panic_threshold}, "update_merge_window": "0s",
         }
@@ -152,6 +152,22 @@ def _thresholds(concurrency: Concurrency | None, budget: RetryBudget | None, pro
     return made
 
 
+#: Where Envoy takes a slow start from. It has none for RANDOM.
+_EASED = {"ROUND_ROBIN": "round_robin_lb_config", "LEAST_REQUEST": "least_request_lb_config"}
+
+
+def _balancer(balancer: LoadBalancer) -> Json:
+    slow = balancer.slow_start
+    if slow is None or balancer.policy not in _EASED:
+        return {"lb_policy": balancer.policy}
+    config = {
+        "slow_start_window": duration(slow.window),
+        "aggression": {"default_value": slow.aggression, "runtime_key": "resilmesh.slow_start.aggression"},
+        "min_weight_percent": {"value": slow.min_weight_percent},
+    }
+    return {"lb_policy": balancer.policy, _EASED[balancer.policy]: {"slow_start_config": config}}
+
+
 def _outlier_detection(outlier: OutlierDetection) -> Json:
     # A count that may not eject keeps Envoy's threshold of 5 and enforces it in 0 % of cases.
     return {
@@ -167,11 +183,31 @@ def _outlier_detection(outlier: OutlierDetection) -> Json:
         "max_ejection_time": duration(max(outlier.base_ejection_time, outlier.max_ejection_time)),
         "max_ejection_time_jitter": "0s",
         "max_ejection_percent": int(outlier.max_ejection_percent),
-        "enforcing_success_rate": 0,
-        "enforcing_local_origin_success_rate": 0,
-        "enforcing_failure_percentage": 0,
-        "enforcing_failure_percentage_local_origin": 0,
+        **_rates(outlier),
     }
+
+
+def _rates(outlier: OutlierDetection) -> Json:
+    # Envoy judges by success rate unless it is told not to.
+    rate, percentage = outlier.success_rate, outlier.failure_percentage
+    by_rate, by_percentage = 100 if rate else 0, 100 if percentage else 0
+    made: Json = {
+        "enforcing_success_rate": by_rate, "enforcing_local_origin_success_rate": by_rate,
+        "enforcing_failure_percentage": by_percentage, "enforcing_failure_percentage_local_origin": by_percentage,
+    }
+    if rate is not None:
+        made |= {
+            "success_rate_minimum_hosts": rate.minimum_hosts,
+            "success_rate_request_volume": rate.request_volume,
+            "success_rate_stdev_factor": round(1000 * rate.stdev_factor),
+        }
+    if percentage is not None:
+        made |= {
+            "failure_percentage_minimum_hosts": percentage.minimum_hosts,
+            "failure_percentage_request_volume": percentage.request_volume,
+            "failure_percentage_threshold": percentage.threshold,
+        }
+    return made
 
 
 def _subset_config(service: Service) -> Json:

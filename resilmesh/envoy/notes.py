@@ -17,7 +17,7 @@ from resilmesh.policy.fields import Block
 from resilmesh.policy.resolve import Path, effective
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Policy, Service
+    from resilmesh.policy.model import OutlierDetection, Policy, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,21 @@ def _of_match(policy: Policy, index: int, route: int) -> Iterator[Note]:
                 yield Note(where, f"match.headers.{name}", "approximate", f"to Envoy a {name} that is sent several times is one value")
 
 
+def _of_rates(outlier: OutlierDetection, path: Path) -> Iterator[Note]:
+    rate = outlier.success_rate
+    if rate is not None and round(1000 * rate.stdev_factor) != 1000 * rate.stdev_factor:
+        yield Note(
+            (*path, "successRate", "stdevFactor"), "outlierDetection.successRate.stdevFactor", "approximate",
+            f"Envoy takes thousandths: {round(1000 * rate.stdev_factor) / 1000:g}",
+        )
+    if rate is not None and outlier.failure_percentage is not None:
+        yield Note(
+            path, "outlierDetection", "approximate",
+            "Envoy counts an endpoint that successRate and failurePercentage eject at once as two, one of them for good, "
+            "so that maxEjectionPercent is reached too soon and then nothing is ejected any more",
+        )
+
+
 def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
     if route is not None:
         yield from _of_match(policy, index, route)
@@ -155,6 +170,7 @@ def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
                     (*blocks.origin["outlier_detection"], name), f"outlierDetection.{name}", "approximate",
                     f"Envoy takes whole percents: {whole}",
                 )
+        yield from _of_rates(outlier, blocks.origin["outlier_detection"])
     if blocks.retries is not None and blocks.service.protocol != "GRPC" and GRPC_WORDS.intersection(map(str, blocks.retries.retry_on)):
         yield Note(
             (*blocks.origin["retries"], "retryOn"), "retries.retryOn", "approximate",

@@ -16,6 +16,7 @@ from resilmesh.policy.fields import (
     Duration,
     Labels,
     Name,
+    Number,
     Percent,
     approximates,
     field,
@@ -23,7 +24,6 @@ from resilmesh.policy.fields import (
     maps_to,
     shaped,
 )
-from resilmesh.policy.later import SlowStart
 from resilmesh.policy.matching import HeaderName
 
 RetryWord = Literal[
@@ -197,11 +197,13 @@ class Descriptor(Block):
     """What tells the buckets of a rate limit apart."""
 
     header: HeaderName = field(
-        "Request header of which each value has a bucket of its own.", envoy=maps_to("rate_limits.actions.request_headers"),
+        "Request header of which each value has a bucket of its own; of one that is sent several times the first value counts. "
+        "Requests without it share a bucket of the same figures.",
+        envoy=maps_to("local_ratelimit.rate_limits.actions.request_headers"),
     )
     max_values: int = field(
         "Buckets kept at once; the longest unused one goes first.", 10_000,
-        envoy=maps_to("local_ratelimit.dynamic_descriptors max_entries"),
+        envoy=maps_to("local_ratelimit.max_dynamic_descriptors"),
         unit="buckets", ge=1, le=1_000_000,
     )
 
@@ -317,6 +319,29 @@ class Subset(Block):
     labels: Labels = field("Labels an endpoint must carry, all of them.", envoy=maps_to("lb_subset_config"), min_length=1)
 
 
+_EASED = "Envoy eases endpoints that are new to it; one that comes back from ejection gets its full share at once."
+
+
+class SlowStart(Block):
+    """Raises the share of an endpoint little by little: one that comes back from ejection, or that a new policy adds.
+
+    Its share is the larger of ``minWeightPercent`` and (time / window) ^ (1 / aggression). The endpoints of the first policy
+    have theirs at once, and so has one that is the only one left.
+    """
+
+    window: Duration = field(
+        "How long it takes to the full share.", envoy=approximates("slow_start_config.slow_start_window", _EASED), unit="duration", gt=0,
+    )
+    aggression: Number = field(
+        "1: linear in time. Larger: faster at first.", 1.0, envoy=approximates("slow_start_config.aggression", _EASED),
+        source="Envoy: 1.0", ge=0.01, le=100,
+    )
+    min_weight_percent: Percent = field(
+        "Share that an endpoint has at once.", 10.0, envoy=approximates("slow_start_config.min_weight_percent", _EASED), unit="percent",
+        source="Envoy: 10 %",
+    )
+
+
 class LoadBalancer(Block):
     """How an endpoint is chosen for each attempt."""
 
@@ -325,7 +350,52 @@ class LoadBalancer(Block):
         "ROUND_ROBIN", envoy=maps_to("cluster.lb_policy"), source="Envoy: ROUND_ROBIN",
     )
     slow_start: SlowStart | None = field(
-        "Eases traffic onto an endpoint that comes back.", None, envoy=maps_to("lb_policy.slow_start_config"), later=True,
+        "Eases traffic onto an endpoint that comes back.", None,
+        envoy=approximates(
+            "round_robin_lb_config.slow_start_config, least_request_lb_config.slow_start_config", f"{_EASED} It does not ease RANDOM.",
+        ),
+    )
+
+
+class SuccessRate(Block):
+    """Compares the endpoints of a service with each other, by the answers of one ``interval``.
+
+    Ejects those whose share of good answers is below mean - stdevFactor * standard deviation. With
+    ``splitExternalLocalOriginErrors`` answers and connections are compared apart.
+    """
+
+    minimum_hosts: int = field(
+        "Endpoints with `requestVolume` that it takes to compare.", 5, envoy=maps_to("outlier_detection.success_rate_minimum_hosts"),
+        unit="endpoints", source="Envoy: 5", ge=1, le=1_000_000,
+    )
+    request_volume: int = field(
+        "Answers of an endpoint in one interval that it takes to count it.", 100,
+        envoy=maps_to("outlier_detection.success_rate_request_volume"), unit="answers", source="Envoy: 100", ge=1, le=1_000_000_000,
+    )
+    stdev_factor: Number = field(
+        "How many standard deviations below the mean is too far.", 1.9,
+        envoy=maps_to("outlier_detection.success_rate_stdev_factor, in thousandths"), unit="standard deviations", source="Envoy: 1.9",
+        ge=0.001, le=1000,
+    )
+
+
+class FailurePercentage(Block):
+    """Ejects an endpoint that failed too often in one ``interval``, whatever the others do.
+
+    With ``splitExternalLocalOriginErrors`` answers and connections are judged apart.
+    """
+
+    threshold: int = field(
+        "Ejects at this share of failures, or more.", 85, envoy=maps_to("outlier_detection.failure_percentage_threshold"), unit="percent",
+        source="Envoy: 85", ge=1, le=100,
+    )
+    minimum_hosts: int = field(
+        "Endpoints with `requestVolume` that it takes to judge any.", 5,
+        envoy=maps_to("outlier_detection.failure_percentage_minimum_hosts"), unit="endpoints", source="Envoy: 5", ge=1, le=1_000_000,
+    )
+    request_volume: int = field(
+        "Answers of an endpoint in one interval that it takes to judge it.", 50,
+        envoy=maps_to("outlier_detection.failure_percentage_request_volume"), unit="answers", source="Envoy: 50", ge=1, le=1_000_000_000,
     )
 
 
@@ -349,8 +419,16 @@ class OutlierDetection(Block):
         envoy=maps_to("outlier_detection.consecutive_local_origin_failure"), unit="failures",
         source="Envoy: 5 when split", ge=1, le=1_000_000,
     )
+    success_rate: SuccessRate | None = field(
+        "Ejects the endpoints that do worse than the others. Absent: not looked at.", None,
+        envoy=maps_to("outlier_detection.enforcing_success_rate, enforcing_local_origin_success_rate"), source="ours: off; Envoy: on",
+    )
+    failure_percentage: FailurePercentage | None = field(
+        "Ejects the endpoints that fail too often. Absent: not looked at.", None,
+        envoy=maps_to("outlier_detection.enforcing_failure_percentage, enforcing_failure_percentage_local_origin"), source="Envoy: off",
+    )
     interval: Duration = field(
-        "Ejections end at a multiple of this, and an endpoint's growth shrinks by one each.", 10.0,
+        "Rates are judged and ejections end at a multiple of this, and an endpoint's growth shrinks by one each.", 10.0,
         envoy=maps_to("outlier_detection.interval"), unit="duration", source="Envoy: 10 s", ge=0.001,
     )
     base_ejection_time: Duration = field(

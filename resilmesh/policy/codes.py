@@ -302,3 +302,7 @@ HTTP_ONLY = _code(
     "No HTTP request reaches the service, and a guarded function has no headers, path or response: the block does nothing.",
     "Give the service `hosts`, or remove the block. A guarded function takes `fallback=` in code.",
 )
+TOO_FEW_ENDPOINTS = _code(
+    "RM416", "Rates that can never eject", "The service has too few endpoints for the figures of its rates, so no endpoint is ever judged.",
+    "Lower `minimumHosts` to the number of endpoints at most, and `stdevFactor` below the square root of that number less one.",
+)

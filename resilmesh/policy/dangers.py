@@ -14,7 +14,7 @@ from resilmesh.policy.resolve import Effective, effective
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Match, Policy, Route, Service, Subset
+    from resilmesh.policy.model import Match, OutlierDetection, Policy, Route, Service, Subset
 
 #: Retry words that only gRPC has.
 GRPC_WORDS = {"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"}
@@ -177,7 +177,7 @@ def _outlier_detection(report: Report, plan: Effective) -> None:
     place = plan.origin["outlier_detection"]
     if outlier.consecutive_5xx_errors is None and outlier.consecutive_gateway_errors is None and (
         outlier.consecutive_local_origin_failures is None
-    ):
+    ) and outlier.success_rate is None and outlier.failure_percentage is None:
         report.add(codes.NEVER_EJECTS, place, "'outlierDetection' counts nothing", "set 'consecutive5xxErrors' or another count")
     if endpoints and len(endpoints) * outlier.max_ejection_percent < 100:
         report.add(
@@ -185,6 +185,22 @@ def _outlier_detection(report: Report, plan: Effective) -> None:
             f"{outlier.max_ejection_percent:g} percent of the {len(endpoints)} endpoints of service {plan.service.name!r} is less than one",
             f"at least {math.ceil(100 / len(endpoints))}",
         )
+    if endpoints:
+        _rates(report, place, outlier, plan.service.name, len(endpoints))
+
+
+def _rates(report: Report, place: Path, outlier: OutlierDetection, service: str, size: int) -> None:
+    """Rates that can never tell an outlier among ``size`` endpoints."""
+    rate = outlier.success_rate
+    for key, block in (("successRate", rate), ("failurePercentage", outlier.failure_percentage)):
+        if block is not None and block.minimum_hosts > size:
+            message = f"service {service!r} has {size} endpoints, fewer than the 'minimumHosts' of {block.minimum_hosts}"
+            report.add(codes.TOO_FEW_ENDPOINTS, (*place, key, "minimumHosts"), message, f"at most {size}")
+    # One bad endpoint of n lies sqrt(n - 1) deviations below the mean, and several lie less.
+    if rate is not None and rate.minimum_hosts <= size and rate.stdev_factor >= math.sqrt(size - 1):
+        message = f"among {size} endpoints none is ever {rate.stdev_factor:g} standard deviations below the mean"
+        hint = f"less than {math.sqrt(size - 1):.3g}" if size > 1 else ""
+        report.add(codes.TOO_FEW_ENDPOINTS, (*place, "successRate", "stdevFactor"), message, hint)
 
 
 #: Blocks that need a request or a response.

@@ -189,13 +189,15 @@ Duration = Annotated[
 ]
 
 
-def _percent(value: Any) -> Any:
+def _whole_as_float(value: Any) -> Any:
     # Strict mode would refuse the integer 50 for a float field; a percent is written either way.
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 #: 0 to 100, fractions allowed.
-Percent = Annotated[float, Field(ge=0, le=100), BeforeValidator(_percent)]
+Percent = Annotated[float, Field(ge=0, le=100), BeforeValidator(_whole_as_float)]
+#: A number, with or without a fraction.
+Number = Annotated[float, BeforeValidator(_whole_as_float)]
 
 #: What metrics, errors and `mesh.guard` call something.
 Name = Annotated[str, shaped(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from resilmesh.policy.fields import Block, Duration, Percent, field, maps_to, shaped
+from resilmesh.policy.fields import Block, field, maps_to, shaped
 
 SpiffeId = Annotated[str, shaped(
     "a SPIFFE ID, such as spiffe://shop.example/ns/prod/sa/web", r"^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$", max_length=2048,
@@ -29,20 +29,4 @@ class Tls(Block):
     dns_sans: list[DnsName] | None = field(
         "DNS names the service may prove, where no SPIFFE ID can be checked.", None,
         envoy=maps_to("UpstreamTlsContext.common_tls_context.combined_validation_context.match_typed_subject_alt_names"), min_length=1,
-    )
-
-
-class SlowStart(Block):
-    """Raises the weight of an endpoint that comes back from ejection, little by little."""
-
-    window: Duration = field(
-        "How long it takes to full weight.", envoy=maps_to("slow_start_config.slow_start_window"), unit="duration", gt=0,
-    )
-    aggression: float = field(
-        "1: linear in time. Larger: faster at first.", 1.0, envoy=maps_to("slow_start_config.aggression"), source="Envoy: 1.0",
-        gt=0, le=100,
-    )
-    min_weight_percent: Percent = field(
-        "Share of its weight that an endpoint has at once.", 10.0, envoy=maps_to("slow_start_config.min_weight_percent"), unit="percent",
-        source="Envoy: 10 %",
     )

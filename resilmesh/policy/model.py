@@ -22,6 +22,7 @@ from resilmesh.policy.blocks import (
     Concurrency,
     Descriptor,
     Endpoint,
+    FailurePercentage,
     Fault,
     FaultAbort,
     FaultDelay,
@@ -33,8 +34,10 @@ from resilmesh.policy.blocks import (
     RetryBudget,
     RetryWord,
     SlidingWindow,
+    SlowStart,
     SplitTarget,
     Subset,
+    SuccessRate,
 )
 from resilmesh.policy.fields import (
     LISTED,
@@ -57,7 +60,7 @@ from resilmesh.policy.inbound import (
     Operation,
     Source,
 )
-from resilmesh.policy.later import SlowStart, Tls
+from resilmesh.policy.later import Tls
 from resilmesh.policy.matching import GrpcMatch, Match, PathMatch, StringMatch
 from resilmesh.policy.shaping import (
     NO_FALLBACK,
@@ -72,11 +75,11 @@ from resilmesh.policy.shaping import (
 
 __all__ = [
     "AuthorizationPolicy", "AuthorizationRule", "Backoff", "CallBlocks", "CircuitBreaker", "Classify", "Concurrency", "Condition",
-    "Defaults", "Descriptor", "Endpoint", "Fallback", "Fault", "FaultAbort", "FaultDelay", "GrpcMatch", "HeaderChanges",
-    "HeaderOperations", "Inbound", "Labels", "LoadBalancer", "LocalReplies", "Match", "MeshBlock", "Mirror", "Mode", "Name", "Operation",
-    "Outbound", "OutlierDetection", "PathMatch", "PathRegexRewrite", "Policy", "Protocol", "RateLimit", "Retries", "RetryAfter",
-    "RetryBudget", "RetryWord", "Rewrite", "Route", "Service", "ServiceBlocks", "SlidingWindow", "SlowStart", "Source", "SplitTarget",
-    "StringMatch", "Subset", "Tls",
+    "Defaults", "Descriptor", "Endpoint", "FailurePercentage", "Fallback", "Fault", "FaultAbort", "FaultDelay", "GrpcMatch",
+    "HeaderChanges", "HeaderOperations", "Inbound", "Labels", "LoadBalancer", "LocalReplies", "Match", "MeshBlock", "Mirror", "Mode",
+    "Name", "Operation", "Outbound", "OutlierDetection", "PathMatch", "PathRegexRewrite", "Policy", "Protocol", "RateLimit", "Retries",
+    "RetryAfter", "RetryBudget", "RetryWord", "Rewrite", "Route", "Service", "ServiceBlocks", "SlidingWindow", "SlowStart", "Source",
+    "SplitTarget", "StringMatch", "Subset", "SuccessRate", "Tls",
 ]
 
 _BY_LEVEL = "the level it stands at: a route's own; a service's (or the defaults') for the whole service"
@@ -130,7 +133,7 @@ class CallBlocks(Block):
     fault: Fault | None = field("Injects failures for drills.", None, envoy=maps_to("envoy.filters.http.fault"))
     classify: Classify | None = field(
         "Which answers count as failures.", None,
-        envoy=approximates("HttpProtocolOptions.outlier_detection.error_matcher", "Envoy's retry words go on to see the status."),
+        envoy=maps_to("HttpProtocolOptions.outlier_detection.error_matcher; a route's is that of a cluster of its own"),
     )
     fallback: Fallback | None = field("A static answer in place of an error.", None, envoy=NO_FALLBACK)
     headers: HeaderChanges | None = field(

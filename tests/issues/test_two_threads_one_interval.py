@@ -25,7 +25,7 @@ def test_an_interval_is_worked_off_once():
     settings = OutlierSettings(1, None, None, False, 10.0, 10.0, 300.0, 100.0, 0.0)
     detector = OutlierDetector(settings, [endpoint], lambda *event: None)
     detector.tick(1000.0)
-    detector.failure(endpoint, 1010.2, status=500, local_origin=False)
+    detector.failure(endpoint, 1009.9, status=500, local_origin=False)
     detector._lock = _Meanwhile(detector._lock, lambda: detector.tick(1010.5))
     detector.tick(1010.5)
     assert endpoint.ejected, "for another nine seconds"

@@ -58,7 +58,7 @@ def test_a_success_starts_the_count_again():
     cluster = Cluster()
     for _ in range(5):
         cluster.fail(0, 2)
-        cluster.detector.success(cluster.endpoints[0])
+        cluster.detector.success(cluster.endpoints[0], cluster.now)
     assert cluster.out() == []
 
 
@@ -206,7 +206,7 @@ class OutlierMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def succeed(self, data):
         each = data.draw(st.integers(0, len(self.row) - 1))
-        self.cluster.detector.success(self.cluster.endpoints[each])
+        self.cluster.detector.success(self.cluster.endpoints[each], self.cluster.now)
         self.row[each] = 0
 
     @rule(data=st.data(), times=st.integers(1, 3))
