@@ -124,6 +124,8 @@ class Mesh:
         #: The compiled policy in force. Read it once per call.
         self.table: Table = self._compile(loaded)
         _meshes.add(self)
+        for tell in made:
+            tell(self)
 
     # ------------------------------------------------------------------------------------------- making
 
@@ -468,6 +470,8 @@ def _overrides(**arguments: str | None) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------- forking
 
 _meshes: weakref.WeakSet[Mesh] = weakref.WeakSet()
+#: Told of each mesh that is made: the pytest plugin looks after those of a test.
+made: list[Callable[[Mesh], object]] = []
 
 
 def _after_fork() -> None:

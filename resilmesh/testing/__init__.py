@@ -10,8 +10,30 @@ Forced faults are ``mesh.inject``, the effective plan of a route is ``mesh.descr
 
 from __future__ import annotations
 
-from resilmesh.testing.clock import ManualClock
-from resilmesh.testing.script import Reply, ScriptedTransport, Sent, after
-from resilmesh.testing.trace import Trace, assert_trace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resilmesh.testing.clock import ManualClock
+    from resilmesh.testing.script import Reply, ScriptedTransport, Sent, after
+    from resilmesh.testing.trace import Trace, assert_trace
 
 __all__ = ["ManualClock", "Reply", "ScriptedTransport", "Sent", "Trace", "after", "assert_trace"]
+
+#: Imported when first asked for, because pytest imports this package for its plugin in every run.
+_LAZY = {
+    "ManualClock": "clock", "Reply": "script", "ScriptedTransport": "script", "Sent": "script", "after": "script",
+    "Trace": "trace", "assert_trace": "trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

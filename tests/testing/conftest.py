@@ -1,0 +1,3 @@
+"""pytest's own tool for tests of plugins."""
+
+pytest_plugins = ["pytester"]
