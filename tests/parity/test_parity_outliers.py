@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
-from scripted import OK, RESET, Say, Seen, Service, refusing, status
-from sidebyside import Caller, covers, side_by_side
+from scripted import OK, RESET, Say, Script, Seen, Service, refusing, status
+from sidebyside import Caller, Observation, covers, side_by_side
 
 Services = dict[str, Service]
 
@@ -228,3 +229,149 @@ def test_difference_a_retry_that_finds_nobody_left(services: Services) -> None:
     both = side_by_side(services, text, some(1), a=status(500, headers=(("retry-after", "1"),)))
     assert (both.library.bodies, both.envoy.bodies) == (["service says 500"], [NOBODY_LEFT])
     assert both.library.attempts == both.envoy.attempts == 1
+
+
+# ------------------------------------------------------------------------------------------------ rates
+
+
+@pytest.fixture(scope="module")
+def six() -> Iterator[Services]:
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(Service()) for name in "abcdef"}
+
+
+def _failing(of_ten: str) -> Script:
+    """Fails where the pattern says F, over and over. Even, so that the share of any interval is near that of the whole."""
+    def script(_request: Seen, before: int) -> Say:
+        return status(503) if of_ten[before % len(of_ten)] == "F" else OK
+
+    return script
+
+
+HALF_OF_THEM = _failing("F-")
+FORTY = _failing("F-F--")
+SIXTY = _failing("FF-F-")
+
+
+def _who_is_out(
+    services: Services, rates: str, names: str = "abcdef", more: str = "", dead: str = "", **scripts: Script,
+) -> list[set[str]]:
+    """By plane: the endpoints that see nothing any more.
+
+    An interval is 300 ms, so that a whole one has ended 200 ms before the end. Ejections last longer than the test.
+    """
+    addresses = [f'"${name}"' for name in names] + ([f'"{dead}"'] if dead else [])
+    endpoints = ", ".join(f"{{address: {address}}}" for address in addresses)
+    text = policy(f"{{consecutive5xxErrors: null, interval: 300ms, {rates}}}", more, endpoints=endpoints)
+
+    def traffic(caller: Caller) -> None:
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            caller.get()
+
+    both = side_by_side(services, text, traffic, **scripts)
+    return [_silent(plane, names, dead) for plane in both]
+
+
+def _silent(plane: Observation, names: str, dead: str) -> set[str]:
+    end = max(seen[-1].at for seen in plane.seen.values() if seen)
+    out = {name for name in names if plane.seen[name][-1].at < end - 0.2}
+    if dead and all(reply.status == 200 for reply in plane.replies if reply.at > plane.replies[-1].at - 0.2):
+        out.add("dead")
+    return out
+
+
+@pytest.mark.parametrize(("factor", "hosts", "volume", "names", "bad", "out"), [
+    (1.9, 5, 5, "abcdef", "a", {"a"}),
+    (1.9, 5, 5, "abcdef", "ab", set()),  # two of six are 1.4 deviations below the mean
+    (1.2, 5, 5, "abcdef", "ab", {"a", "b"}),
+    (1.9, 7, 5, "abcdef", "a", set()),
+    (1.4, 3, 5, "abc", "a", {"a"}),
+    (1.5, 3, 5, "abc", "a", set()),  # one of three is 1.41 below
+    (1.9, 5, 100_000, "abcdef", "a", set()),
+], ids=["one of six", "two of six", "nearer", "too few", "one of three", "never by three", "too little"])
+@covers(
+    "OutlierDetection.success_rate", "SuccessRate.minimum_hosts", "SuccessRate.request_volume", "SuccessRate.stdev_factor",
+)
+def test_who_does_worse_than_the_others_is_ejected(
+    six: Services, factor: float, hosts: int, volume: int, names: str, bad: str, out: set[str],
+) -> None:
+    rates = f"successRate: {{stdevFactor: {factor}, minimumHosts: {hosts}, requestVolume: {volume}}}"
+    library, envoy = _who_is_out(six, rates, names, **dict.fromkeys(bad, HALF_OF_THEM))
+    assert library == envoy == out
+
+
+@pytest.mark.parametrize(("rates", "bad", "out"), [
+    ("failurePercentage: {threshold: 50, minimumHosts: 3, requestVolume: 10}", SIXTY, {"a"}),
+    ("failurePercentage: {threshold: 50, minimumHosts: 3, requestVolume: 10}", FORTY, set()),
+    ("failurePercentage: {threshold: 100, minimumHosts: 3, requestVolume: 10}", status(500), {"a"}),
+    ("failurePercentage: {threshold: 50, minimumHosts: 4, requestVolume: 10}", SIXTY, set()),
+    ("failurePercentage: {threshold: 50, minimumHosts: 3, requestVolume: 100000}", SIXTY, set()),
+], ids=["60 %", "40 %", "all", "too few", "too little"])
+@covers(
+    "OutlierDetection.failure_percentage", "FailurePercentage.threshold", "FailurePercentage.minimum_hosts",
+    "FailurePercentage.request_volume",
+)
+def test_who_fails_too_often_is_ejected(six: Services, rates: str, bad: Script, out: set[str]) -> None:
+    library, envoy = _who_is_out(six, rates, "abc", a=bad)
+    assert library == envoy == out
+
+
+@pytest.mark.parametrize(("split", "outcome", "threshold", "out"), [
+    ("true", HALF, 35, {"a"}),  # the connection was good and then broke: half of the local origin's
+    ("true", HALF, 70, set()),
+    ("true", RESET, 70, set()),
+    ("false", RESET, 100, {"a"}),
+    ("false", HALF, 35, {"a"}),  # the status was good and then the body broke: half of the answers
+    ("false", HALF, 70, set()),
+], ids=["half, split", "no more than half, split", "reset, split", "reset", "half", "no more than half"])
+@covers("OutlierDetection.failure_percentage", "OutlierDetection.split_external_local_origin_errors")
+def test_what_the_percentages_are_of(six: Services, split: str, outcome: Say, threshold: int, out: set[str]) -> None:
+    """Envoy takes 0.1 s for half a body, so that an interval has few of them."""
+    rates = f"splitExternalLocalOriginErrors: {split}, failurePercentage: {{threshold: {threshold}, minimumHosts: 1, requestVolume: 4}}"
+    library, envoy = _who_is_out(six, rates, "ab", a=outcome)
+    assert library == envoy == out
+
+
+@covers("OutlierDetection.success_rate", "OutlierDetection.split_external_local_origin_errors")
+def test_connections_are_compared_with_connections_when_split(six: Services) -> None:
+    rates = "splitExternalLocalOriginErrors: true, successRate: {requestVolume: 5}"
+    with refusing() as nobody:
+        library, envoy = _who_is_out(six, rates, dead=nobody)
+    assert library == envoy == {"dead"}
+
+
+@covers("OutlierDetection.failure_percentage", "OutlierDetection.max_ejection_percent")
+def test_no_more_go_by_their_rates_than_may(six: Services) -> None:
+    rates = "maxEjectionPercent: 67, failurePercentage: {threshold: 50, minimumHosts: 3, requestVolume: 5}"
+    library, envoy = _who_is_out(six, rates, "abc", a=SIXTY, b=SIXTY, c=SIXTY)
+    assert len(library) == len(envoy) == 2
+
+
+# ------------------------------------------------------------------------------------------- slow start
+
+
+@pytest.mark.parametrize("balancer", ["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM"])
+@covers("LoadBalancer.slow_start", "SlowStart.window", "SlowStart.aggression", "SlowStart.min_weight_percent")
+def test_difference_who_comes_back_is_eased(services: Services, balancer: str) -> None:
+    """Ejected by its first answer and back in 0.4 s: all at once in Envoy, little by little in the library."""
+    text = policy(
+        "{consecutive5xxErrors: 1, interval: 100ms, baseEjectionTime: 350ms}",
+        f"loadBalancer: {{policy: {balancer}, slowStart: {{window: 5s, aggression: 0.5, minWeightPercent: 2}}}}",
+        endpoints='{address: "$a"}, {address: "$b"}',
+    )
+
+    def traffic(caller: Caller) -> None:
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            caller.get()
+
+    both = side_by_side(services, text, traffic, a=[status(503), OK])
+    shares = []
+    for plane in both:
+        end = plane.seen["b"][-1].at
+        late = {name: sum(each.at > end - 0.5 for each in plane.seen[name]) for name in "ab"}
+        shares.append(late["a"] / (late["a"] + late["b"]))
+    library, envoy = shares
+    assert library < 0.2
+    assert 0.3 < envoy < 0.7
