@@ -45,7 +45,7 @@ class AsyncOpening(CoroutineExchange):
         try:
             item = await anext(generator)
         except StopAsyncIteration:
-            self.exhausted = True
+            self.generator, self.exhausted = None, True
             return None
         self.generator, self.inside = generator, DEADLINE.get()
         return item
@@ -99,10 +99,13 @@ class AsyncStream(Flow, AsyncGenerator[Any, Any]):
         error = _made(kind, value, trace)
         self._enter("athrow")
         try:
-            if self._generator is None or self._fresh:
-                self._fresh, self._generator = False, None
+            generator, fresh, self._fresh = self._generator, self._fresh, False
+            if generator is None:
                 raise error
-            return await self._resume(self._generator.athrow, error, thrown=error)
+            if fresh:  # nothing has run, and nothing will
+                self._generator = None
+                return await generator.athrow(error)
+            return await self._resume(generator.athrow, error, thrown=error)
         finally:
             self._running = False
             del error
@@ -178,7 +181,7 @@ class AsyncStream(Flow, AsyncGenerator[Any, Any]):
             else:
                 self._fail(left, thrown)
             if left is not error:
-                raise left
+                raise left  # noqa: B904  # it is what the limit left of the error, whose context it is
             raise
         else:
             if limited is not None:

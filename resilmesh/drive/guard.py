@@ -303,5 +303,5 @@ def unknown(table: Table, service: str, route: str | None) -> str:
     names = sorted(table.by_name)
     if service not in table.by_name:
         return f"the policy has no service {service!r}; it has {', '.join(names) if names else 'none'}"
-    routes = [each.name for each in table.policy.services[table.by_name[service]].routes or ()]
+    routes = list(table.served(table.by_name[service]).route_names)
     return f"service {service!r} has no route {route!r}; it has {', '.join(routes) if routes else 'none'}"

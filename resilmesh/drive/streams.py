@@ -120,7 +120,7 @@ class Opening(FunctionExchange):
         try:
             item = next(generator)
         except StopIteration as end:
-            self.exhausted = True
+            self.generator, self.exhausted = None, True
             return end.value
         self.generator, self.inside = generator, DEADLINE.get()
         return item
@@ -171,10 +171,13 @@ class Stream(Flow, Generator[Any, Any, Any]):
             raise ValueError("generator already executing")
         self._running = True
         try:
-            if self._generator is None or self._fresh:
-                self._fresh, self._generator = False, None
+            generator, fresh, self._fresh = self._generator, self._fresh, False
+            if generator is None:
                 raise error
-            return self._resume(self._generator.throw, error, thrown=error)
+            if fresh:  # nothing has run, and nothing will
+                self._generator = None
+                return generator.throw(error)
+            return self._resume(generator.throw, error, thrown=error)
         finally:
             self._running = False
             del error
