@@ -70,7 +70,7 @@ class Injection:
         table = self._mesh.table
         if not table.named(self.service, self.route)[0]:
             raise UnknownService(unknown(table, self.service, self.route))
-        plans = [table.named(self.service, self.route)[1]] if self.route is not None else table.plans[table.by_name[self.service]]
+        plans = [table.named(self.service, self.route)[1]] if self.route is not None else table.served(table.by_name[self.service]).plans
         if not any(plan is not None and plan.mode == "ENFORCE" for plan in plans):
             raise ValueError(f"cannot inject into {self.service if self.route is None else f'{self.service}/{self.route}'}: "
                              f"{_standing_in_the_way(table, self.service, self.route)}, under which no fault acts")

@@ -122,7 +122,9 @@ class Mesh:
         self._last_refusal: str | None = None
         self._watch: PolicyFile | None = None
         #: The compiled policy in force. Read it once per call.
-        self.table: Table = self._compile(loaded)
+        self.table: Table
+        self._in_force: Compiler | None = None
+        self._compile(loaded)
         _meshes.add(self)
         for tell in made:
             tell(self)
@@ -142,9 +144,11 @@ class Mesh:
         A bad edit is refused with a log line, an event and a counter; the last good policy goes on.
         """
         from resilmesh.policy.load import load_file
+        from resilmesh.policy.prepared import LARGE, prepare
 
         fingerprint = PolicyFile.fingerprint(path)
-        mesh = cls(load_file(path), **settings)
+        large = os.path.exists(path) and os.path.getsize(path) >= LARGE
+        mesh = cls(prepare(os.fspath(path)) if large else load_file(path), **settings)
         mesh._watch = PolicyFile(mesh._apply_file, path, fingerprint, reload_interval)
         return mesh
 
@@ -191,21 +195,31 @@ class Mesh:
             raise RuntimeError("this mesh was not made by Mesh.from_file, so there is no file to reload")
         return self._watch.look()
 
-    def _apply_file(self, path: str) -> None:
+    def _apply_file(self, path: str, pause: Callable[[], None] | None) -> None:
+        """``pause``: this is a thread of its own, which is to hold up no call."""
         from resilmesh.policy.load import load_file
+        from resilmesh.policy.prepared import prepare
 
-        self._apply(lambda: load_file(path))
+        old = self.table
+        if pause is None:
+            self._apply(lambda: load_file(path))
+            return
+        self._apply(lambda: prepare(path, pause), pause)
+        remains = old.remains()
+        del old
+        while remains:
+            remains.pop()
+            pause()
 
-    def _apply(self, load: Callable[[], Loaded]) -> int:
+    def _apply(self, load: Callable[[], Loaded], pause: Callable[[], None] = lambda: None) -> int:
         with self._applying:
             try:
-                table = self._compile(load())
+                self._compile(load(), pause)
             except PolicyError as error:
                 self._refused += 1
                 self._last_refusal = str(error)
                 refusal: PolicyError | None = error
             else:
-                self.table = table
                 refusal = None
         now = self.clock.monotonic()
         if refusal is not None:
@@ -216,42 +230,51 @@ class Mesh:
         self._hub.emit(now, "policy_applied", revision=self._revision)
         return self._revision
 
-    def _compile(self, loaded: Loaded) -> Table:
+    def _compile(self, loaded: Loaded, pause: Callable[[], None] = lambda: None) -> None:
+        """Put a policy in force. Raises ``PolicyError`` and changes nothing when there is a mistake in it."""
         # What only a policy needs (pydantic, the model, the compiler) is imported with the first of them.
         from resilmesh.policy.check import check
 
-        errors = [each for each in check(loaded) if each.severity == "error"]
+        errors = [] if loaded.checked else [each for each in check(loaded) if each.severity == "error"]
         errors += self._missing(loaded)
         if errors:
             raise PolicyError(errors)
         policy = loaded.policy
         if self._overrides:
             policy = policy.model_copy(update={"mesh": policy.mesh.model_copy(update=self._overrides)})
-        compiler = self._compiler(policy)
-        table = compiler.table()
-        self._store.commit(compiler.claims)
+        self._swap(policy, pause)
         self._revision += 1
-        return table
 
-    def _compiler(self, policy: Policy) -> Compiler:
+    def _swap(self, policy: Policy, pause: Callable[[], None] = lambda: None) -> None:
+        """Compile a policy, with the injections that are active, and put it in force."""
+        compiler = self._compiler(policy, pause)
+        table = compiler.table()
+        if self._in_force is not None:
+            self._in_force.superseded = True
+        compiler.commit()
+        self.table, self._in_force = table, compiler
+
+    def _compiler(self, policy: Policy, pause: Callable[[], None] = lambda: None) -> Compiler:
         from resilmesh.engine.compile import Compiler
 
         settings = policy.mesh
         return Compiler(
             policy, self._store, self._hub, self._rng, respond=settings.local_replies == "RESPOND",
-            forbids_unknown=settings.outbound == "REGISTRY_ONLY" and settings.mode == "ENFORCE", injections=self._injections,
+            forbids_unknown=settings.outbound == "REGISTRY_ONLY" and settings.mode == "ENFORCE", injections=self._injections, pause=pause,
         )
 
     def _missing(self, loaded: Loaded) -> list[Diagnostic]:
         """Functions that are guarded must stay so: a policy without their service would fail every one of their calls."""
         from resilmesh.policy.codes import GUARDED_MISSING as CODE
         from resilmesh.policy.codes import Diagnostic
+        from resilmesh.policy.prepared import names_and_hosts
 
         missing = []
-        services = {service.name: service for service in loaded.policy.services}
+        services = {name: number for number, (name, _) in enumerate(names_and_hosts(loaded.policy))}
         for service, route in sorted(self._guarded, key=str):
             known = services.get(service)
-            if known is None or (route is not None and all(each.name != route for each in known.routes or ())):
+            routes = () if known is None or route is None else loaded.policy.services[known].routes or ()
+            if known is None or (route is not None and all(each.name != route for each in routes)):
                 name = service if route is None else f"{service}/{route}"
                 line, column = loaded.places.line_column(("services",))
                 said = f"a guarded function needs {name!r}, which the policy does not have"
@@ -326,13 +349,13 @@ class Mesh:
     def _begin_injection(self, injection: Injection) -> None:
         with self._applying:
             self._injections = (*self._injections, injection)
-            self.table = self._compiler(self.table.policy).table()  # the same keys, so there is nothing to commit
+            self._swap(self.table.policy)
         self._hub.emit(self.clock.monotonic(), "injection_began", **injection.shown())
 
     def _end_injection(self, injection: Injection) -> None:
         with self._applying:
             self._injections = tuple(each for each in self._injections if each is not injection)
-            self.table = self._compiler(self.table.policy).table()
+            self._swap(self.table.policy)
         self._hub.emit(self.clock.monotonic(), "injection_ended", **injection.shown())
 
     # ------------------------------------------------------------------------------------------ adapters

@@ -17,12 +17,14 @@ log = logging.getLogger("resilmesh")
 class PolicyFile:
     """A policy's file, looked at every ``interval`` seconds (``None``: only by ``look``).
 
-    ``apply`` is a bound method and is held weakly, with what it is bound to. ``fingerprint`` is that of the content which is
+    ``apply`` takes the path, and what to call every now and then where it must not hold up others (``None``: it need not
+    care). It is a bound method and is held weakly, with what it is bound to. ``fingerprint`` is that of the content which is
     in force already.
     """
 
     def __init__(
-        self, apply: Callable[[str], None], path: str | os.PathLike[str], fingerprint: bytes | None, interval: float | None,
+        self, apply: Callable[[str, Callable[[], None] | None], None], path: str | os.PathLike[str], fingerprint: bytes | None,
+        interval: float | None,
     ) -> None:
         if interval is not None and not (isinstance(interval, int | float) and 0 < interval <= threading.TIMEOUT_MAX):
             raise ValueError(f"reload_interval is a number of seconds above 0, or None for never, not {interval!r}")
@@ -52,7 +54,7 @@ class PolicyFile:
         except OSError:
             return None
 
-    def look(self) -> bool:
+    def look(self, pause: Callable[[], None] | None = None) -> bool:
         """Apply the file if it changed since the last look. Raises ``PolicyError`` if it cannot be used."""
         apply = self._apply()
         with self._looking:
@@ -66,7 +68,7 @@ class PolicyFile:
                 self._stat = stat if stat is not None and time.time_ns() - stat[0] > 2_000_000_000 else None
                 return False
             try:
-                apply(self._path)
+                apply(self._path, pause)
             except PolicyError:
                 self._seen = fingerprint
                 raise
@@ -92,13 +94,31 @@ class PolicyFile:
             self._start()
 
 
+class _Breath:
+    """Lets other threads run: the interpreter's own turns are 5 ms, and a call that a reload delays must not wait that long."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        if time.perf_counter() >= self._next:
+            time.sleep(_REST)
+            self._next = time.perf_counter() + _WORK
+
+
+#: Seconds of work between two rests, and of a rest: long enough for a waiting thread to wake up.
+_WORK, _REST = 0.0003, 0.0001
+
+
 def _poll(watched: weakref.ref[PolicyFile], stop: threading.Event, interval: float) -> None:
     while not stop.wait(interval):
         alive = watched()
         if alive is None:
             return
         try:
-            alive.look()
+            alive.look(_Breath())
         except PolicyError:
             continue  # refused: logged, counted and told by the mesh
         except Exception:

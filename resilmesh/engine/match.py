@@ -31,22 +31,19 @@ class Headers(Protocol):
 Predicate = Callable[[str, str, str, Headers], bool]
 
 
-class Matcher:
-    """Finds ``(service index, route index or None)`` for a request; ``None`` when no service has the host."""
+class Hosts:
+    """Finds the service that has a host."""
 
-    __slots__ = ("_any", "_exact", "_routes", "_suffixes")
+    __slots__ = ("_any", "_exact", "_suffixes")
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self) -> None:
         self._exact: dict[str, int] = {}
         self._suffixes: dict[str, int] = {}
         self._any: int | None = None
-        self._routes: list[tuple[Predicate | None, ...]] = []
-        for index, service in enumerate(policy.services):
-            self._routes.append(_routes(service))
-            for host in service.hosts or ():
-                self._add(host.lower(), index)
 
-    def _add(self, host: str, index: int) -> None:
+    def add(self, host: str, index: int) -> None:
+        """``host``, as a policy writes it, belongs to the service of number ``index``."""
+        host = host.lower()
         host = host.replace("[", "").replace("]", "")  # clients name an IPv6 host without them
         if host == "*":
             self._any = index
@@ -55,8 +52,8 @@ class Matcher:
         else:
             self._exact[host] = index
 
-    def service(self, host: str, port: int) -> int | None:
-        """Index of the service that has ``host``, without regard to routes."""
+    def find(self, host: str, port: int) -> int | None:
+        """Number of the service that has ``host``."""
         host = host.lower()
         exact = self._exact
         found = exact.get(f"{host}:{port}")
@@ -75,51 +72,96 @@ class Matcher:
             at = host.find(".", at + 1)
         return self._any
 
+#: One match of a route: the route's number, its exact path or ``None``, its prefix, and the conditions beside method, path and prefix.
+Entry = tuple[int, str | None, str, Predicate | None]
+
+
+class Routes:
+    """Finds the route of one service. A method has a list of its own, and nearly every condition is two comparisons in it."""
+
+    __slots__ = ("_by_method", "_others")
+
+    def __init__(self, service: Service) -> None:
+        found = [_entry(number, match) for number, route in enumerate(service.routes or ()) for match in route.match or (None,)]
+        methods = {method for _, only in found for method in only or ()}
+        #: Of the methods that some condition names; and of any other.
+        self._by_method = {method: tuple(entry for entry, only in found if only is None or method in only) for method in methods}
+        self._others = tuple(entry for entry, only in found if only is None)
+
+    def find(self, method: str, target: str, headers: Headers) -> int | None:
+        """Number of the first route that matches; ``None``: the service's own blocks apply."""
+        entries = self._by_method.get(method, self._others)
+        if not entries:
+            return None
+        path, _, query = target.partition("?")
+        for number, exact, prefix, more in entries:
+            if path != exact if exact is not None else not path.startswith(prefix):
+                continue
+            if more is None or more(method, path, query, headers):
+                return number
+        return None
+
+
+def _entry(number: int, match: Match | None) -> tuple[Entry, frozenset[str] | None]:
+    """A match, taken apart; and the methods that it is for (``None``: all)."""
+    if match is None:
+        return (number, None, "", None), None
+    path = match.path
+    exact = None if path is None or path.exact is None else bytewise(path.exact)
+    prefix = "" if path is None or path.prefix is None else bytewise(path.prefix)
+    return (number, exact, prefix, _rest(match)), None if match.method is None else frozenset(match.method)
+
+
+class Matcher:
+    """Finds ``(service index, route index or None)`` for a request; ``None`` when no service has the host."""
+
+    __slots__ = ("_hosts", "_routes")
+
+    def __init__(self, policy: Policy) -> None:
+        self._hosts = Hosts()
+        self._routes = [Routes(service) for service in policy.services]
+        for index, service in enumerate(policy.services):
+            for host in service.hosts or ():
+                self._hosts.add(host, index)
+
+    def service(self, host: str, port: int) -> int | None:
+        """Number of the service that has ``host``, without regard to routes."""
+        return self._hosts.find(host, port)
+
     def find(self, method: str, host: str, port: int, target: str, headers: Headers) -> tuple[int, int | None] | None:
         """Service and route of a request. ``target`` is the path with its query, as it is sent."""
-        service = self.service(host, port)
-        if service is None:
-            return None
-        routes = self._routes[service]
-        if not routes:
-            return service, None
-        path, _, query = target.partition("?")
-        for index, predicate in enumerate(routes):
-            if predicate is None or predicate(method, path, query, headers):
-                return service, index
-        return service, None
-
-
-def _routes(service: Service) -> tuple[Predicate | None, ...]:
-    return tuple(None if route.match is None else _any_of([condition(match) for match in route.match]) for route in service.routes or ())
-
-
-def _any_of(predicates: list[Predicate]) -> Predicate:
-    if len(predicates) == 1:
-        return predicates[0]
-    return lambda method, path, query, headers: any(each(method, path, query, headers) for each in predicates)
+        service = self._hosts.find(host, port)
+        return None if service is None else (service, self._routes[service].find(method, target, headers))
 
 
 def condition(match: Match) -> Predicate:
     """Whether a request satisfies a match: all of its keys."""
+    (_, exact, prefix, more), methods = _entry(0, match)
+
+    def holds(method: str, path: str, query: str, headers: Headers) -> bool:
+        if methods is not None and method not in methods:
+            return False
+        if path != exact if exact is not None else not path.startswith(prefix):
+            return False
+        return more is None or more(method, path, query, headers)
+
+    return holds
+
+
+def _rest(match: Match) -> Predicate | None:
+    """What a match asks beside the method, the exact path and the prefix; ``None``: nothing."""
     conditions: list[Predicate] = []
-    if match.method is not None:
-        methods = frozenset(match.method)
-        conditions.append(lambda method, path, query, headers: method in methods)
     if match.grpc is not None:
         conditions.append(_grpc(match.grpc.service, match.grpc.method))
-    if match.path is not None:
+    if match.path is not None and match.path.regex is not None:
         on_path = comparison(match.path)
         conditions.append(lambda method, path, query, headers: on_path(path))
     for name, wanted in (match.headers or {}).items():
         conditions.append(_header(name, wanted))
     for name, wanted in (match.query or {}).items():
         conditions.append(_query(name, wanted))
-    if len(conditions) == 1:
-        return conditions[0]
-    if len(conditions) == 2:  # a method and a path, nearly always
-        first, second = conditions
-        return lambda method, path, query, headers: first(method, path, query, headers) and second(method, path, query, headers)
+    if len(conditions) < 2:
+        return conditions[0] if conditions else None
     return lambda method, path, query, headers: all(each(method, path, query, headers) for each in conditions)
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 #: Header names and values, as they are sent.
 Raw = Sequence[tuple[bytes, bytes]]
-_PRINTABLE = bytes(range(0x21, 0x7F)).decode()
+#: What a path may hold as it is. A client refuses the others, or sends them escaped.
+_URL_CHARACTERS = frozenset(map(chr, range(0x21, 0x7F))).difference('"#<>`{}')
 
 
 class HeaderEdit:
@@ -78,8 +79,18 @@ class RegexRewrite:
     def __call__(self, method: str, target: str, headers: Headers) -> str:
         """The target, path and query, as it goes on."""
         path, mark, query = target.partition("?")
-        found = _sendable(self._pattern.sub(self._expand, path))
+        found = _sendable(self._replaced(path))
         return (found if found.startswith("/") else "/" + found) + mark + query
+
+    def _replaced(self, path: str) -> str:
+        # As RE2's GlobalReplace, which Envoy uses: Python's `sub` also finds the empty text right behind another find.
+        pieces: list[str] = []
+        end = -1
+        for match in self._pattern.finditer(path):
+            if match.end() > end:
+                pieces += path[max(end, 0):match.start()], self._expand(match)
+                end = match.end()
+        return "".join(pieces) + path[max(end, 0):]
 
     def _expand(self, match: re.Match[str]) -> str:
         return "".join(part if isinstance(part, str) else match[part] or "" for part in self._parts)
@@ -131,7 +142,7 @@ def _target(blocks: Effective, rewrite: RewriteBlock) -> PathRewrite | RegexRewr
 
 def _sendable(path: str) -> str:
     """A path, a character for each byte, in the characters that may be sent."""
-    return path if path.isascii() and path.isprintable() and " " not in path else quote(path.encode("latin-1"), safe=_PRINTABLE)
+    return path if _URL_CHARACTERS.issuperset(path) else quote(path.encode("latin-1"), safe="".join(_URL_CHARACTERS))
 
 
 def shadow(host: str) -> str:

@@ -7,7 +7,8 @@ hold their own references and end on it).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, TypeVar, cast
 
 Key = tuple[str, str, str, str]
@@ -23,22 +24,39 @@ S = TypeVar("S", bound=State)
 
 
 class Store:
-    """State by key. One per mesh."""
+    """State by key. One per mesh. ``lock`` is held while claims become its state, and by who claims for a single service."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_kept", "lock")
 
     def __init__(self) -> None:
         self._kept: dict[Key, State] = {}
+        self.lock = threading.Lock()
 
     def claims(self) -> Claims:
         """Begin a compilation."""
         return Claims(self._kept)
 
-    def commit(self, claims: Claims) -> None:
-        """Make a compilation's claims the state of the mesh."""
-        for retune in claims.retunes:
-            retune()
-        self._kept = claims.claimed
+    def commit(self, claims: Claims, services: Collection[str], pause: Callable[[], None] = lambda: None) -> None:
+        """Make the claims of a policy with these ``services`` the state of the mesh.
+
+        What a service that was compiled does not claim is forgotten, and all of a service that is not there any more.
+        """
+        with self.lock:
+            for retune in claims.retunes:
+                retune()
+                pause()
+            left = {key: state for key, state in self._kept.items() if key[1] in services and key[1] not in claims.services}
+            self._kept = {**left, **claims.claimed}
+
+    def adopt(self, claims: Claims, *, retune: bool) -> None:
+        """Add the claims of one more service. Under ``lock``."""
+        for each in claims.retunes if retune else ():
+            each()
+        self._kept.update(claims.claimed)
+
+    def services(self) -> set[str]:
+        """Names of the services that have state: those that have been called."""
+        return {key[1] for key in list(self._kept)}
 
     def of_kind(self, kind: str) -> Iterator[tuple[Key, Any]]:
         """Every kept state of a kind, with its key."""
@@ -46,6 +64,7 @@ class Store:
 
     def after_fork(self) -> None:
         """In a child: nothing is in flight, nobody waits, and no lock is held by a thread that is not here."""
+        self.lock = threading.Lock()
         for state in self._kept.values():
             state.after_fork()
 
@@ -53,12 +72,14 @@ class Store:
 class Claims:
     """The state that one compilation needs."""
 
-    __slots__ = ("_kept", "claimed", "retunes")
+    __slots__ = ("_kept", "claimed", "retunes", "services")
 
     def __init__(self, kept: dict[Key, State]) -> None:
         self._kept = kept
         self.claimed: dict[Key, State] = {}
         self.retunes: list[Callable[[], None]] = []
+        #: Services that were compiled.
+        self.services: set[str] = set()
 
     def claim(self, key: Key, make: Callable[[], S], retune: Callable[[S], None]) -> S:
         """The state of ``key``: this compilation's, the one that is kept (to be retuned), or a new one."""

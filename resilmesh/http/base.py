@@ -71,4 +71,4 @@ class PolicyTransport:
     def _compare(self) -> None:
         """The policy was reloaded: lanes to endpoints that it has no more go out of use."""
         self._table = table = self._mesh.table
-        self._lanes.retire(table.addresses)
+        self._lanes.retire(table.addresses())

@@ -25,6 +25,8 @@ class Loaded:
     policy: Policy
     source: str
     places: document.Places
+    #: ``resilmesh.policy.check`` has found no error in it.
+    checked: bool = False
 
 
 def load_file(path: str | os.PathLike[str]) -> Loaded:
