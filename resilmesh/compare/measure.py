@@ -15,6 +15,8 @@ from resilmesh.compare.stats import Spread, quantile
 from resilmesh.compare.traffic import REFUSALS, Note
 
 SUCCEEDED, REJECTED, FAILED = "succeeded", "rejected: ", "failed: "
+#: Ends the name of a figure that adds those of the same beginning up.
+IN_ALL = ", in all"
 #: Recovered: from the first of this many successful calls in a row after the outage.
 RECOVERED_CALLS = 20
 
@@ -129,8 +131,8 @@ class Measured:
         if len(self.endpoints) > 1:
             found |= {f"requests to {name}": _share(requests, count) for name, requests in sorted(self.endpoints.items())}
         for kind, counts in (("rejections", self.rejections), ("failures", self.failures)):
-            if len(counts) > 1:
-                found[f"{kind}, in all"] = _share(counts.total(), count)
+            if counts:
+                found[f"{kind}{IN_ALL}"] = _share(counts.total(), count)
             found |= {f"{kind}: {reason}": _share(number, count) for reason, number in sorted(counts.items())}
         if len(self.versions) > 1 or self.change is not None:
             found |= {f"answered by {version}": _share(number, count) for version, number in sorted(self.versions.items())}

@@ -173,6 +173,7 @@ def _jobs(side: Side, scenario: Scenario, client: str, seed: int) -> list[Callab
             workers=scenario.workers,
             warm_up=scenario.warm_up, spawned=spawned, policy=side.policy, policy_file=side.policy_file, mode=side.mode,
             library_path=str(Path(resilmesh.__file__).parent.parent), seed=seed + place, watched=scenario.watched,
+            http2=scenario.protocol == "HTTP2",
         )
 
     return [job(place) for place in range(scenario.processes)]

@@ -39,7 +39,7 @@ from typing import Any
 from resilmesh.compare import cost as costing
 from resilmesh.compare.cost import FIGURES, Cost
 from resilmesh.compare.judge import ALPHA, DIFFERS, SAME, TOO_FEW, Judgement
-from resilmesh.compare.measure import RECOVERED_CALLS, Figure
+from resilmesh.compare.measure import IN_ALL, RECOVERED_CALLS, Figure
 from resilmesh.compare.planes import BARE, LIBRARY, SIDECAR, client_version
 from resilmesh.compare.run import COST_ROUNDS, Result, Settings
 from resilmesh.compare.scenarios import Closed, Reason
@@ -70,7 +70,7 @@ def client(settings: Settings) -> dict[str, Any]:
     library, _, style = settings.client.partition("-")
     return {
         "name": settings.client, "library": library, "version": client_version(settings.client),
-        "style": "asyncio tasks" if style else "threads", "protocol": "HTTP/1.1", "timeout_s": CLIENT_TIMEOUT, "seed": settings.seed,
+        "style": "asyncio tasks" if style else "threads", "protocol": settings.protocol, "timeout_s": CLIENT_TIMEOUT, "seed": settings.seed,
     }
 
 
@@ -166,7 +166,7 @@ def scenario(result: Result) -> str:
     rounds = f"; {result.rounds} rounds, medians (least-greatest)" if result.rounds > 1 else ""
     return "\n".join((
         f"{what.name}: {what.question}",
-        f"  {what.traffic}, {workers}{processes}{rounds}; policy: resilmesh/{what.policy_file}", "",
+        f"  {what.traffic}, {workers}{processes}{rounds}; policy: {what.policy_shown}", "",
         table(rows(result)), *disturbed(result), *_verdict(result),
     ))
 
@@ -174,10 +174,12 @@ def scenario(result: Result) -> str:
 def rows(result: Result) -> list[list[str]]:
     """The table of a scenario: a line for each figure that any plane has, a column for each plane."""
     figures = {plane: measured.figures() for plane, measured in result.planes.items()}
-    names = sorted({name for each in figures.values() for name, figure in each.items() if figure.value or name == "success"}, key=_place)
+    names = {name for each in figures.values() for name, figure in each.items() if figure.value or name == "success"}
+    # What has one reason needs no sum.
+    sums = {name for name in names if name.endswith(IN_ALL) and sum(each.startswith(name.removesuffix(IN_ALL)) for each in names) < 3}
     return [["", *figures]] + [
         [_title(name, figures), *(_cell(each.get(name), result.spread.get(plane, {}).get(name)) for plane, each in figures.items())]
-        for name in names
+        for name in sorted(names - sums, key=_place)
     ]
 
 

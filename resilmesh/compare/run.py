@@ -35,6 +35,7 @@ class Settings:
     planes: Sequence[str] = PLANES
     client: str = "httpx"
     seed: int = 1
+    protocol: str = "HTTP/1.1"
     rounds: int | None = None
     #: The words by which all this was asked for.
     command: str = "resilmesh compare"

@@ -1,7 +1,8 @@
 """What is compared: services that behave in a certain way, calls to them, and the policy file that governs the calls.
 
 The policy files lie beside this one, in ``policies/``, and are complete: ``resilmesh check`` accepts them. The addresses
-in them are replaced by those of the test bed when a run starts; nothing else is.
+in them are replaced by those of the test bed when a run starts, and the protocol is added when it is HTTP/2; nothing
+else is changed.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
+from typing import Literal
 
 from resilmesh.compare.service import Latency, Outage, Script
 
 #: Whom every call is addressed to.
 HOST = "inventory.test"
+_HOSTS = f"  hosts: [{HOST}]\n"
 _ADDRESS = re.compile(r"127\.0\.0\.1:90(\d\d)")
 _PATHS = ("/v1/items/17", "/v1/items/42", "/v1/stock?warehouse=3")
 
@@ -126,6 +129,8 @@ class Scenario:
     #: Processes of the client, each with that many workers, that share the calls.
     processes: int = 1
     edits: tuple[Edit, ...] = ()
+    #: Of every call, on each part of its way.
+    protocol: Literal["HTTP1", "HTTP2"] = "HTTP1"
     #: Whether all is well again some time after an outage, so that it can be said when.
     recovers: bool = True
     tolerance: Tolerance = Tolerance()
@@ -137,9 +142,16 @@ class Scenario:
         """The policy's file, relative to the package ``resilmesh``."""
         return f"compare/policies/{self.name}.yaml"
 
+    @property
+    def policy_shown(self) -> str:
+        """Where a reader finds it."""
+        return f"resilmesh/{self.policy_file}"
+
     def policy(self, addresses: Sequence[str] | None = None, file: str | None = None) -> str:
         """The text of the scenario's policy, or of another ``file``, with ``addresses`` in place of the written ones."""
         text = (resources.files("resilmesh") / (file or self.policy_file)).read_text(encoding="utf-8")
+        if self.protocol != "HTTP1":
+            text = text.replace(_HOSTS, f"{_HOSTS}  protocol: {self.protocol}\n")
         return text if addresses is None else _ADDRESS.sub(lambda written: addresses[int(written[1]) - 1], text)
 
     @property

@@ -1,6 +1,7 @@
-"""One endpoint of the test bed: a real HTTP/1.1 server that does what its script says, and counts.
+"""One endpoint of the test bed: a real HTTP server that does what its script says, and counts.
 
-It runs in a process of its own (``python service.py``, nothing but the standard library). On stdin it
+It runs in a process of its own (``python service.py``, nothing but the standard library; ``h2`` too when a connection
+begins in HTTP/2). On stdin it
 gets its ``Script`` as a line of JSON and answers on stdout with its port; when stdin ends it ends, so
 that it cannot outlive the comparison. What happens to a request is drawn from the seed, the endpoint's
 name, the header ``x-call`` and how often this endpoint has seen that call: every plane meets the same luck.
@@ -13,6 +14,7 @@ An endpoint that refuses has a port and does not listen at it, so that nobody el
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -22,14 +24,19 @@ import struct
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 CONTROL = "/.testbed/"
 WARM_UP = "warm-up"
 #: Added to every answer of an endpoint. An answer without it was made by the library or by Envoy.
 SERVED_BY = "x-served-by"
 VERSION = "x-version"
+_BODY = b'{"sku":"A-1","in_stock":true}'
+#: How a connection begins that speaks HTTP/2 from the start.
+_HTTP2 = b"PRI * HTTP/2.0\r\n"
+_INTERNAL_ERROR = 2
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -64,7 +71,8 @@ class Script:
     """What an endpoint does with requests.
 
     ``outcomes`` maps what happens to its share of requests, 0 to 1: a status such as ``"503"``, ``"reset"`` (RST
-    once the request is read), ``"close"`` (FIN) or ``"hang"`` (no answer ever). The rest is answered 200.
+    once the request is read), ``"close"`` (FIN) or ``"hang"`` (no answer ever). The rest is answered 200. Over HTTP/2 a
+    reset is one of the stream, and so is a close: a connection is shared.
     ``capacity`` requests are worked on at once, ``queue`` more wait their turn, the next is answered 503.
     """
 
@@ -102,6 +110,13 @@ class Request:
     body: bytes
 
 
+class Exchange(Protocol):
+    """Where the answer to one request goes."""
+
+    def answer(self, outcome: str, script: Script) -> None: ...
+    def write(self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None: ...
+
+
 class Endpoint:
     """The script's interpreter, and what it has seen. One event loop, so no locks."""
 
@@ -110,7 +125,7 @@ class Endpoint:
         self._loop = loop
         self._epoch = time.monotonic()
         self._working = 0
-        self._waiting: deque[tuple[Connection, str, float, Arrival]] = deque()
+        self._waiting: deque[tuple[Exchange, str, float, Arrival]] = deque()
         self._arrivals: list[Arrival] = []
         self._most_at_once = 0
         self._calls: Counter[str] = Counter()
@@ -120,7 +135,7 @@ class Endpoint:
         self._in_outage = 0
         self.connections = 0
 
-    def handle(self, connection: Connection, request: Request) -> None:
+    def handle(self, connection: Exchange, request: Request) -> None:
         if request.path.startswith(CONTROL):
             self._control(connection, request)
         elif request.headers.get("x-call") == WARM_UP:
@@ -128,7 +143,7 @@ class Endpoint:
         else:
             self._serve(connection, request)
 
-    def _control(self, connection: Connection, request: Request) -> None:
+    def _control(self, connection: Exchange, request: Request) -> None:
         match request.method, request.path.removeprefix(CONTROL):
             case "PUT", "epoch":
                 self._epoch = float(request.body)
@@ -145,7 +160,7 @@ class Endpoint:
             "connections": self.connections, "arrivals": [astuple(each) for each in self._arrivals],
         }
 
-    def _serve(self, connection: Connection, request: Request) -> None:
+    def _serve(self, connection: Exchange, request: Request) -> None:
         call = request.headers.get("x-call", "")
         self._calls[call] += 1
         self._paths[request.path.partition("?")[0]] += 1
@@ -175,7 +190,7 @@ class Endpoint:
                 return outcome, script.latency.draw(rng)
         return "200", script.latency.draw(rng)
 
-    def _work(self, connection: Connection, outcome: str, latency: float, arrival: Arrival) -> None:
+    def _work(self, connection: Exchange, outcome: str, latency: float, arrival: Arrival) -> None:
         self._working += 1
         self._most_at_once = max(self._most_at_once, self._working)
         if latency:
@@ -183,14 +198,14 @@ class Endpoint:
         else:
             self._worked(connection, outcome, arrival)
 
-    def _worked(self, connection: Connection, outcome: str, arrival: Arrival) -> None:
+    def _worked(self, connection: Exchange, outcome: str, arrival: Arrival) -> None:
         # A caller that went away does not shorten the work: real services rarely notice either.
         self._working -= 1
         self._finish(connection, outcome, arrival)
         while self._waiting and self._working < (self._script.capacity or 0):
             self._work(*self._waiting.popleft())
 
-    def _finish(self, connection: Connection, outcome: str, arrival: Arrival) -> None:
+    def _finish(self, connection: Exchange, outcome: str, arrival: Arrival) -> None:
         self._outcomes[outcome] += 1
         if outcome != "hang":
             arrival.ended = time.monotonic() - self._epoch
@@ -212,7 +227,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        self._next()
+        if self._received.startswith(_HTTP2):
+            streams = Streams(self._endpoint, self._transport)
+            self._transport.set_protocol(streams)
+            streams.data_received(self._received)
+        else:
+            self._next()
 
     def _next(self) -> None:
         if self._busy or b"\r\n\r\n" not in self._received:
@@ -241,13 +261,80 @@ class Connection(asyncio.Protocol):
         elif outcome == "close":
             self._transport.close()
         elif outcome != "hang":
-            self.write(int(outcome), b'{"sku":"A-1","in_stock":true}', f"{SERVED_BY}: {script.name}\r\n{VERSION}: {script.version}\r\n")
+            self.write(int(outcome), _BODY, ((SERVED_BY, script.name), (VERSION, script.version)))
 
-    def write(self, status: int, body: bytes, headers: str = "") -> None:
-        head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n{headers}\r\n"
-        self._transport.write(head.encode("latin-1") + body)
+    def write(self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (*_headers(body), *headers))
+        self._transport.write(f"HTTP/1.1 {status} \r\n{lines}\r\n".encode("latin-1") + body)
         self._busy = False
         self._next()
+
+
+class Streams(asyncio.Protocol):
+    """Just enough HTTP/2 with prior knowledge: requests side by side."""
+
+    def __init__(self, endpoint: Endpoint, transport: asyncio.Transport) -> None:
+        from h2.config import H2Configuration
+        from h2.connection import H2Connection
+
+        self._endpoint = endpoint
+        self._transport = transport
+        self._requests: dict[int, tuple[dict[str, str], bytearray]] = {}
+        self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="latin-1"))
+        self.h2.initiate_connection()
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        from h2 import events
+
+        for event in self.h2.receive_data(data):
+            match event:
+                case events.RequestReceived():
+                    self._requests[event.stream_id] = {str(name): str(value) for name, value in event.headers}, bytearray()
+                case events.DataReceived():
+                    self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    self._requests[event.stream_id][1].extend(event.data)
+                case events.StreamEnded():
+                    headers, body = self._requests.pop(event.stream_id)
+                    request = Request(headers[":method"], headers[":path"], headers, bytes(body))
+                    self._endpoint.handle(Stream(self, event.stream_id), request)
+                case events.StreamReset():
+                    self._requests.pop(event.stream_id, None)
+        self.flush()
+
+    def flush(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(self.h2.data_to_send())
+
+
+class Stream:
+    """The answer to one request over HTTP/2."""
+
+    def __init__(self, streams: Streams, number: int) -> None:
+        self._streams = streams
+        self._number = number
+
+    def answer(self, outcome: str, script: Script) -> None:
+        if outcome in ("reset", "close"):
+            self._say(lambda: self._streams.h2.reset_stream(self._number, _INTERNAL_ERROR))
+        elif outcome != "hang":
+            self.write(int(outcome), _BODY, ((SERVED_BY, script.name), (VERSION, script.version)))
+
+    def write(self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
+        self._say(lambda: self._streams.h2.send_headers(self._number, [(":status", str(status)), *_headers(body), *headers]))
+        self._say(lambda: self._streams.h2.send_data(self._number, body, end_stream=True))
+
+    def _say(self, send: Callable[[], None]) -> None:
+        from h2.exceptions import ProtocolError
+
+        # The caller may have reset the stream, or left, since it asked.
+        with contextlib.suppress(ProtocolError):
+            send()
+            self._streams.flush()
+
+
+def _headers(body: bytes) -> tuple[tuple[str, str], ...]:
+    return ("content-type", "application/json"), ("content-length", str(len(body)))
 
 
 async def serve(script: Script) -> None:

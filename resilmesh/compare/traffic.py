@@ -79,6 +79,8 @@ class Job:
     #: Where resilmesh is imported from, should it not be installed.
     library_path: str = ""
     seed: int = 0
+    #: Whether the client speaks HTTP/2 and nothing else; otherwise HTTP/1.1.
+    http2: bool = False
     #: Whether the library is asked for its events, which cost it something: not where costs are measured.
     watched: bool = False
     #: Whether the services sign their answers, as those of the test bed do. Others get the calls of the schedule and nothing else.
@@ -101,7 +103,10 @@ class Client:
         library, _, style = job.client.partition("-")
         http = importlib.import_module(library)
         kind = "Async" if style else ""
-        options = {"limits": http.Limits(max_connections=None, max_keepalive_connections=None), "trust_env": False}
+        options = {
+            "limits": http.Limits(max_connections=None, max_keepalive_connections=None), "trust_env": False,
+            "http1": not job.http2, "http2": job.http2,
+        }
         self.mesh = None if job.policy is None else _mesh(job.policy, job)
         self.events: list[Any] = []
         if self.mesh is not None and job.watched:
@@ -281,6 +286,8 @@ def drive(job: Job) -> None:
     run.work()
     for thread in threads:
         thread.join()
+    if len(run.notes) < len(job.schedule):
+        raise SystemExit("a caller died of an exception that is not the client's, see above")
     _report(run.told(time.process_time() - cpu))
 
 
