@@ -10,8 +10,10 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
+from resilmesh.envoy.match import condition
+
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Concurrency, Endpoint, LoadBalancer, OutlierDetection, RetryBudget, Service
+    from resilmesh.policy.model import Classify, Concurrency, Endpoint, LoadBalancer, OutlierDetection, RetryBudget, Service
     from resilmesh.policy.resolve import Effective
 
 Json = dict[str, Any]
@@ -50,7 +52,7 @@ def cluster(name: str, effective: Effective) -> Json:
         "name": name,
         "connect_timeout": duration(effective.connect_timeout or _CONNECT_TIMEOUT),
         **_where(name, service),
-        **_protocol(service),
+        **_protocol(effective),
         "circuit_breakers": {"thresholds": [_thresholds(effective.concurrency, effective.retry_budget, service.protocol)]},
     }
     if service.endpoints is not None:
@@ -124,14 +126,26 @@ def _host_port(endpoint: Endpoint) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _protocol(service: Service) -> Json:
-    options = "http_protocol_options" if service.protocol == "HTTP1" else "http2_protocol_options"
+def _protocol(effective: Effective) -> Json:
+    options = "http_protocol_options" if effective.service.protocol == "HTTP1" else "http2_protocol_options"
     kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    chosen = {
+    chosen: Json = {
         "@type": TYPE + kind, "explicit_http_config": {options: {}},
         "common_http_protocol_options": {"max_headers_count": MAX_HEADERS, "max_response_headers_kb": MAX_HEADERS_KB},
     }
+    if effective.classify is not None:
+        chosen["outlier_detection"] = {"error_matcher": _error_matcher(effective.classify)}
     return {"typed_extension_protocol_options": {kind: chosen}}
+
+
+def _error_matcher(classify: Classify) -> Json:
+    """The answers that outlier detection counts, in place of Envoy's own "every 5xx"; all others are successes to it."""
+    failures = sorted({*range(500, 600)}.difference(classify.success_statuses or ()).union(classify.failure_statuses or ()))
+    status = {"name": ":status", "string_match": {"safe_regex": {"regex": "|".join(map(str, failures))}}}
+    headers = [status, *(condition(name, wanted) for name, wanted in (classify.failure_headers or {}).items())]
+    # The headers of one match must all be there, and any one of ours is enough. An "or" of one is refused.
+    rules = [{"http_response_headers_match": {"headers": [each]}} for each in headers]
+    return rules[0] if len(rules) == 1 else {"or_match": {"rules": rules}}
 
 
 def _thresholds(concurrency: Concurrency | None, budget: RetryBudget | None, protocol: str) -> Json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from resilmesh.envoy.clusters import DNS_CACHE, TYPE, duration
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Fault, RateLimit
+    from resilmesh.policy.model import Descriptor, Fault, RateLimit
     from resilmesh.policy.resolve import Effective
 
 Json = dict[str, Any]
@@ -49,18 +49,30 @@ class Buckets:
 
 def _rate_limit(name: str, limit: RateLimit) -> Json:
     always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
+    bucket = {"max_tokens": limit.burst or limit.requests, "tokens_per_fill": limit.requests, "fill_interval": duration(limit.per)}
     return {
         "name": name,
         "disabled": True,
         "typed_config": {
             "@type": TYPE + "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
             "stat_prefix": name,
-            "token_bucket": {
-                "max_tokens": limit.burst or limit.requests, "tokens_per_fill": limit.requests, "fill_interval": duration(limit.per),
-            },
+            "token_bucket": bucket,
             "filter_enabled": always,
             "filter_enforced": always,
+            **({} if limit.descriptor is None else _by_value(limit.descriptor, bucket)),
         },
+    }
+
+
+def _by_value(descriptor: Descriptor, bucket: Json) -> Json:
+    """A bucket for each value of a header, made when the value is first seen. A request without the header makes no
+    descriptor, and has the filter's own bucket."""
+    key = "value"
+    return {
+        "rate_limits": [{"actions": [{"request_headers": {"header_name": descriptor.header, "descriptor_key": key}}]}],
+        "descriptors": [{"entries": [{"key": key}], "token_bucket": bucket}],
+        "max_dynamic_descriptors": descriptor.max_values,
+        "always_consume_default_token_bucket": False,
     }
 
 
@@ -73,9 +85,9 @@ def fault(block: Fault) -> Json:
     """What a route's fault block puts in ``typed_per_filter_config``."""
     made: Json = {"@type": _FAULT_TYPE}
     if block.delay is not None:
-        made["delay"] = {"fixed_delay": duration(block.delay.fixed_delay), "percentage": _millionths(block.delay.percent)}
+        made["delay"] = {"fixed_delay": duration(block.delay.fixed_delay), "percentage": millionths(block.delay.percent)}
     if block.abort is not None:
-        made["abort"] = {"percentage": _millionths(block.abort.percent)}
+        made["abort"] = {"percentage": millionths(block.abort.percent)}
         if block.abort.grpc_status is not None:
             made["abort"]["grpc_status"] = block.abort.grpc_status
         else:
@@ -83,7 +95,8 @@ def fault(block: Fault) -> Json:
     return made
 
 
-def _millionths(percent: float) -> Json:
+def millionths(percent: float) -> Json:
+    """A percentage, as fine as Envoy takes one."""
     return {"numerator": round(percent * 10_000), "denominator": "MILLION"}
 
 

@@ -21,7 +21,7 @@ def route_match(match: Match | None) -> Json:
     headers: list[Json] = []
     if match.method is not None:
         headers.append(method_is(match.method))
-    headers += [_condition(name, wanted) for name, wanted in (match.headers or {}).items()]
+    headers += [condition(name, wanted) for name, wanted in (match.headers or {}).items()]
     found = dict(ANY_PATH) if match.path is None else _path(match.path)
     if match.grpc is not None:
         # A header condition: the path may already be wanted in a way of its own.
@@ -29,7 +29,7 @@ def route_match(match: Match | None) -> Json:
     if headers:
         found["headers"] = headers
     if match.query is not None:
-        found["query_parameters"] = [_condition(name, wanted) for name, wanted in match.query.items()]
+        found["query_parameters"] = [condition(name, wanted) for name, wanted in match.query.items()]
     return found
 
 
@@ -52,7 +52,8 @@ def port_is(port: int) -> Json:
     return {"name": ":authority", "string_match": {"suffix": f":{port}"}}
 
 
-def _condition(name: str, wanted: StringMatch) -> Json:
+def condition(name: str, wanted: StringMatch) -> Json:
+    """A header or query condition."""
     if wanted.present is not None:
         return {"name": name, "present_match": wanted.present}
     if wanted.regex is not None:

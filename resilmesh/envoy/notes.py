@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from resilmesh.envoy.clusters import is_address
+from resilmesh.envoy.routes import has_cluster_of_its_own
 from resilmesh.policy.dangers import GRPC_WORDS
 from resilmesh.policy.fields import Block
-from resilmesh.policy.resolve import Path, effective
+from resilmesh.policy.resolve import Effective, Path, effective
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import OutlierDetection, Policy, Service
+    from resilmesh.policy.model import HeaderOperations, OutlierDetection, Policy, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ _JOINED_HEADERS = frozenset({
     "accept", "accept-encoding", "authorization", "cache-control", "content-type", "if-none-match", "origin", "pragma", "referer",
     "user-agent", "via", "x-forwarded-for", "x-request-id",
 })
+_JOINED_OF_ANSWERS = frozenset({"cache-control", "content-type", "server", "via"})
 
 
 def _of_match(policy: Policy, index: int, route: int) -> Iterator[Note]:
@@ -116,6 +118,29 @@ def _of_match(policy: Policy, index: int, route: int) -> Iterator[Note]:
                 yield Note(where, f"match.headers.{name}", "approximate", f"Envoy takes {name} off a request, or writes its own, first")
             elif name in _JOINED_HEADERS:
                 yield Note(where, f"match.headers.{name}", "approximate", f"to Envoy a {name} that is sent several times is one value")
+
+
+def _of_shaping(blocks: Effective) -> Iterator[Note]:
+    """What is changed on the way, and what Envoy does with it besides."""
+    changes, rewrite = blocks.headers, blocks.rewrite
+    for direction in ("request", "response"):
+        operations: HeaderOperations | None = getattr(changes, direction, None)
+        for operation in ("set", "add"):
+            for name in getattr(operations, operation, None) or ():
+                where = (*blocks.origin["headers"], direction, operation, name)
+                words = f"headers.{direction}.{operation}.{name}"
+                if direction == "request" and name.startswith("x-envoy-"):
+                    yield Note(where, words, "approximate", f"Envoy may take {name} for an order to itself")
+                elif operation == "add" and name in (_JOINED_HEADERS if direction == "request" else _JOINED_OF_ANSWERS):
+                    yield Note(where, words, "approximate", f"Envoy joins the values of {name} to one, by a comma")
+        if direction == "response" and "date" in (getattr(operations, "remove", None) or ()):
+            where = (*blocks.origin["headers"], direction, "remove")
+            yield Note(where, "headers.response.remove", "approximate", "Envoy writes a date of its own in place of one that is removed")
+    if rewrite is not None and rewrite.host is not None and blocks.service.endpoints is None:
+        yield Note(
+            (*blocks.origin["rewrite"], "host"), "rewrite.host", "approximate",
+            "without endpoints Envoy calls the new host; the library the one that the caller wrote",
+        )
 
 
 def _of_rates(outlier: OutlierDetection, path: Path) -> Iterator[Note]:
@@ -143,6 +168,18 @@ def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
         yield Note(
             blocks.origin["rate_limit"], "rateLimit", "approximate",
             "when a later limit of the list refuses, Envoy has spent the tokens of the earlier ones; the library puts them back",
+        )
+    yield from _of_shaping(blocks)
+    if blocks.mirror is not None and blocks.concurrency is not None:
+        yield Note(
+            blocks.origin["mirror"], "mirror", "approximate",
+            "a call that finds no slot may have been copied by Envoy, which looks for one when it has a connection",
+        )
+    if not blocks.owned_by_route("concurrency") and has_cluster_of_its_own(blocks):
+        yield Note(
+            blocks.origin["classify"], "classify", "approximate",
+            "the route has a cluster of its own in Envoy, so its ejections, its retry budget and its share of the service's concurrency "
+            "limit are counted apart from the service's",
         )
     if blocks.owned_by_route("concurrency") and (blocks.outlier_detection or blocks.retry_budget):
         yield Note(

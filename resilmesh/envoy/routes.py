@@ -1,17 +1,19 @@
-"""Envoy's routes of one service: matches, splits, timeouts, retries, and the filters that each switches on."""
+"""Envoy's routes of one service: matches, splits, timeouts, retries, what is changed or copied, and the filters that each switches on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resilmesh.envoy.clusters import PASSTHROUGH, cluster, duration
 from resilmesh.envoy.filters import FAULT, Buckets, fault
 from resilmesh.envoy.match import ANY_PATH, header_absent, method_is, route_match
+from resilmesh.envoy.shaping import header_changes, mirror, retried, rewrite
 from resilmesh.policy.resolve import Effective, effective
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Match, Policy, Retries
+    from resilmesh.policy.model import Classify, Match, Mirror, Policy, Retries
 
 Json = dict[str, Any]
 
@@ -55,17 +57,19 @@ class Routes:
         if blocks.fault is not None and blocks.fault.scope == "CALL":
             self.uses_fault = True
             filters[FAULT] = fault(blocks.fault)
-        more = {"typed_per_filter_config": filters} if filters else {}
+        more = {**({"typed_per_filter_config": filters} if filters else {}), **header_changes(blocks.headers)}
         return [
             {**name, "match": match, "route": {**action, **retry}, **more}
             for condition in conditions
-            for match, retry in _by_idempotency(condition, blocks.retries)
+            for match, retry in _by_idempotency(condition, blocks.retries, blocks.classify)
         ]
 
     def _action(self, blocks: Effective) -> Json:
         action: Json = {
-            "timeout": duration(blocks.timeout or 0), "idle_timeout": duration(blocks.idle_timeout or 0),
+            "timeout": duration(blocks.timeout or 0), "idle_timeout": duration(blocks.idle_timeout or 0), **rewrite(blocks.rewrite),
         }
+        if blocks.mirror is not None:
+            action |= mirror(blocks.mirror, self._mirror_cluster(blocks.mirror))
         cluster_name = self._cluster(blocks)
         if blocks.split is None:
             return {"cluster": cluster_name, **action}
@@ -81,14 +85,35 @@ class Routes:
 
     def _cluster(self, blocks: Effective) -> str:
         name = blocks.service.name
-        if blocks.route is not None and blocks.owned_by_route("concurrency"):
+        if blocks.route is not None and has_cluster_of_its_own(blocks):
             name += "/" + blocks.route.name
+        return self._clustered(name, blocks)
+
+    def _mirror_cluster(self, block: Mirror) -> str:
+        """The service's own cluster; for a subset one with its endpoints only, because a mirror cannot name a subset."""
+        index = next(index for index, each in enumerate(self._policy.services) if each.name == block.service)
+        blocks = effective(self._policy, index, None)
+        if blocks.mode != "ENFORCE":
+            blocks = replace(blocks, concurrency=None, connect_timeout=None)
+        if block.subset is None:
+            return self._clustered(block.service, blocks)
+        wanted = next(each.labels for each in blocks.service.subsets or () if each.name == block.subset)
+        chosen = [each for each in blocks.service.endpoints or () if wanted.items() <= each.labels.items()]
+        only = replace(blocks, service=blocks.service.model_copy(update={"endpoints": chosen}))
+        return self._clustered(f"{block.service}/subset/{block.subset}", only)
+
+    def _clustered(self, name: str, blocks: Effective) -> str:
         if name not in self.clusters:
             self.clusters[name] = cluster(name, blocks)
         return name
 
 
-def _by_idempotency(condition: Match | None, retries: Retries | None) -> list[tuple[Json, Json]]:
+def has_cluster_of_its_own(blocks: Effective) -> bool:
+    """Whether a route says what Envoy can only say of a whole cluster: limits, and what outlier detection counts."""
+    return blocks.owned_by_route("concurrency") or (blocks.owned_by_route("classify") and blocks.outlier_detection is not None)
+
+
+def _by_idempotency(condition: Match | None, retries: Retries | None, classify: Classify | None) -> list[tuple[Json, Json]]:
     """Match and retry policy of each Envoy route that a condition becomes.
 
     Two routes, where retries depend on the request: the one condition that a retry policy has
@@ -99,7 +124,8 @@ def _by_idempotency(condition: Match | None, retries: Retries | None) -> list[tu
         return [(match, {})]
     words: list[str] = [each for each in retries.retry_on if isinstance(each, str)]
     safe_words = list(_UNSENT_WORDS) if _COVERS_UNSENT.intersection(words) else [each for each in words if each in _UNSENT_WORDS]
-    every = {"retry_policy": _retry_policy(retries, words, [each for each in retries.retry_on if isinstance(each, int)])}
+    statuses = [each for each in retries.retry_on if isinstance(each, int)]
+    every = {"retry_policy": _retry_policy(retries, *retried(words, statuses, classify))}
     safe = {"retry_policy": _retry_policy(retries, safe_words, [])}
     if retries.idempotent is not None:
         return [(match, every if retries.idempotent else safe)]

@@ -69,7 +69,8 @@ class Exchange(Wire):
         self.fallback = (own and own.get("fallback")) or fallback or plan.fallback
         self.call = Call(plan, classify.is_idempotent(request, plan), body is None or body.replayable, outer)
         if plan.by_value is not None:
-            self.call.values = tuple(request.headers.get(name) for name in plan.by_value.headers)
+            # Of a header that is sent several times the first value counts, as in Envoy.
+            self.call.values = tuple(next(iter(request.headers.get_list(name)), None) for name in plan.by_value.headers)
         connect, idle = plan.connect_timeout, plan.idle_timeout
         if plan.mode != "ENFORCE":
             connect = idle = None

@@ -20,12 +20,15 @@ HeaderValue = Annotated[str, shaped(
 Status = Annotated[int, Field(ge=200, le=599)]
 
 NO_FALLBACK = library_only("Envoy has no fallback.")
+_ERROR_MATCHER = "HttpProtocolOptions.outlier_detection.error_matcher"
 
 
 class HeaderOperations(Block):
     """Changes to the headers of one direction, in the order remove, set, add. A value is sent as it is written."""
 
-    set: dict[HeaderName, HeaderValue] | None = field("Replaces a header, or adds it.", None, envoy=maps_to("headers_to_add OVERWRITE"))
+    set: dict[HeaderName, HeaderValue] | None = field(
+        "Replaces a header, or adds it.", None, envoy=maps_to("headers_to_add OVERWRITE_IF_EXISTS_OR_ADD"),
+    )
     add: dict[HeaderName, HeaderValue] | None = field(
         "Adds a value beside those that are there.", None, envoy=maps_to("headers_to_add APPEND_IF_EXISTS_OR_ADD"),
     )
@@ -39,14 +42,25 @@ class HeaderChanges(Block):
     """
 
     request: HeaderOperations | None = field("On what the service gets.", None, envoy=maps_to("route.request_headers_to_add/remove"))
-    response: HeaderOperations | None = field("On what the caller gets.", None, envoy=maps_to("route.response_headers_to_add/remove"))
+    response: HeaderOperations | None = field(
+        "On what the caller gets.", None,
+        envoy=approximates(
+            "route.response_headers_to_add/remove", "Envoy changes its own answers too: rejections, time-outs, faults, failed connections.",
+        ),
+    )
 
 
 class PathRegexRewrite(Block):
     """Replaces what a regular expression finds in the path."""
 
     match: str = field("RE2 expression, searched for in the path without the query.", envoy=maps_to("regex_rewrite.pattern"), min_length=1)
-    rewrite: str = field("What takes its place; \\\\1 is the first group.", envoy=maps_to("regex_rewrite.substitution"))
+    rewrite: str = field(
+        "What takes the place of every find; \\\\1 is the first group. A path that then begins without a slash gets one.",
+        envoy=approximates(
+            "regex_rewrite.substitution",
+            "A path that then begins without a slash is sent so by Envoy, and an empty one not at all: the caller's is.",
+        ),
+    )
 
 
 class Rewrite(Block):
@@ -73,8 +87,21 @@ class Mirror(Block):
     concurrency limit, and the call's own timeout; it is not retried, not throttled, and asks no circuit.
     """
 
-    service: Name = field("Name of the service that gets the copy.", envoy=maps_to("request_mirror_policies.cluster"))
-    subset: Name | None = field("A subset of it.", None, envoy=library_only("Envoy mirrors to a cluster, not to a subset of it."))
+    service: Name = field(
+        "Name of the service that gets the copy.",
+        envoy=approximates(
+            "request_mirror_policies.cluster",
+            "Envoy copies a call with a streamed body, such as a generator; the library sends no copy of one. "
+            "Without a timeout a copy may take 15 s in the library, in Envoy for ever.",
+        ),
+    )
+    subset: Name | None = field(
+        "A subset of it.", None,
+        envoy=approximates(
+            "request_mirror_policies.cluster",
+            "The subset is a cluster of its own in Envoy, with ejections and a concurrency limit of its own.",
+        ),
+    )
     percent: Percent = field("Share of calls.", 100.0, envoy=maps_to("request_mirror_policies.runtime_fraction"), unit="percent")
 
 
@@ -102,12 +129,11 @@ class Classify(Block):
     """
 
     failure_statuses: list[Annotated[int, Field(ge=100, le=599)]] | None = field(
-        "Statuses that count as failure, beside 5xx.", None, envoy=approximates("outlier_detection", "Envoy counts them for retries only."),
-        min_length=1,
+        "Statuses that count as failure, beside 5xx.", None, envoy=maps_to(_ERROR_MATCHER), min_length=1,
     )
     success_statuses: list[Annotated[int, Field(ge=500, le=599)]] | None = field(
-        "5xx statuses that do not count as failure.", None, envoy=library_only("Envoy counts every 5xx."), min_length=1,
+        "5xx statuses that do not count as failure.", None, envoy=maps_to(f"{_ERROR_MATCHER}; retry_policy.retry_on"), min_length=1,
     )
     failure_headers: dict[HeaderName, ShortString] | None = field(
-        "Response headers of which one makes the answer a failure.", None, envoy=maps_to("retry_policy.retriable_headers"), min_length=1,
+        "Response headers of which one makes the answer a failure.", None, envoy=maps_to(_ERROR_MATCHER), min_length=1,
     )

@@ -114,3 +114,34 @@ def test_an_abort_whose_status_has_no_body() -> None:
     text = "services: [{{name: a, {}, fault: {{abort: {{httpStatus: {}}}}}}}]"
     assert blocks(text.format(ENDPOINT, 304)) == [("fault.abort.httpStatus", "approximate")]
     assert blocks(text.format(ENDPOINT, 404)) == []
+
+
+def test_header_changes_that_envoy_understands_otherwise() -> None:
+    request = "request: {set: {x-envoy-max-retries: '3', accept: a}, add: {accept: b, x-a: c}}"
+    response = "response: {set: {via: a}, add: {via: b, accept: c}, remove: [date, server]}"
+    found = notes(f"services: [{{name: a, {ENDPOINT}, headers: {{{request}, {response}}}}}]")
+    assert [note.block for note in found] == [
+        "headers.response", "headers.request.set.x-envoy-max-retries", "headers.request.add.accept", "headers.response.add.via",
+        "headers.response.remove",
+    ]
+    assert found[1].path == ("services", 0, "headers", "request", "set", "x-envoy-max-retries")
+
+
+def test_another_host_without_endpoints() -> None:
+    rewrite = "rewrite: {host: other.test, path: /}"
+    assert ("rewrite.host", "approximate") in blocks(f"services: [{{name: a, hosts: [a.test], {rewrite}}}]")
+    assert blocks(f"services: [{{name: a, {ENDPOINT}, {rewrite}}}]") == []
+
+
+def test_a_route_that_classifies_for_itself_has_its_own_ejections() -> None:
+    route = "routes: [{{name: r, match: {{path: /}}, classify: {{failureStatuses: [404]}}{}}}]"
+    ejecting = f"services: [{{name: a, {ENDPOINT}, outlierDetection: {{}}, "
+    assert blocks(ejecting + route.format("") + "}]") == [("classify", "approximate")]
+    assert blocks(f"services: [{{name: a, {ENDPOINT}, " + route.format("") + "}]") == []
+    both = blocks(ejecting + route.format(", concurrency: {maxRequests: 1}") + "}]")
+    assert both == [("concurrency.maxRequests", "approximate"), ("concurrency", "approximate")]
+
+
+def test_a_mirror_and_a_limit() -> None:
+    found = blocks(f"services: [{{name: a, {ENDPOINT}, mirror: {{service: a}}, concurrency: {{maxRequests: 1}}}}]")
+    assert ("mirror", "approximate") in found

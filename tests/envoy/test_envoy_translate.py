@@ -111,6 +111,102 @@ def test_http2_to_the_service() -> None:
     assert options["explicit_http_config"] == {"http2_protocol_options": {}}
 
 
+# ------------------------------------------------------------------------------------------- shaping
+
+
+def test_header_changes_in_envoys_order_and_its_percent_signs() -> None:
+    (route,) = routes(service("headers: {request: {add: {x-b: ''}, set: {x-a: 'a%'}, remove: [x-c]}, response: {remove: [x-d]}}"))
+    assert route["request_headers_to_remove"] == ["x-c"]
+    assert route["response_headers_to_remove"] == ["x-d"]
+    assert "response_headers_to_add" not in route
+    assert route["request_headers_to_add"] == [
+        {"header": {"key": "x-a", "value": "a%%"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD", "keep_empty_value": True},
+        {"header": {"key": "x-b", "value": ""}, "append_action": "APPEND_IF_EXISTS_OR_ADD", "keep_empty_value": True},
+    ]
+
+
+def test_a_mirrored_service_is_a_cluster_even_if_no_call_goes_to_it() -> None:
+    made = bootstrap("""services:
+- {name: svc, hosts: [svc.test], endpoints: [{address: '127.0.0.1:1'}], mirror: {service: copies, percent: 0.5},
+   routes: [{name: r, match: {path: /r}, mirror: {service: copies, subset: b}}]}
+- {name: copies, endpoints: [{address: '127.0.0.1:2', labels: {at: a}}, {address: '127.0.0.1:3', labels: {at: b}}],
+   subsets: [{name: b, labels: {at: b}}], concurrency: {maxRequests: 3}}
+""")
+    to_subset, to_all = [route["route"]["request_mirror_policies"] for route in routes(made)]
+    assert to_all == [
+        {"cluster": "copies", "runtime_fraction": {"default_value": {"numerator": 5000, "denominator": "MILLION"}}},
+    ]
+    assert to_subset[0]["cluster"] == "copies/subset/b"
+    ports = {
+        each["name"]: [
+            endpoint["endpoint"]["address"]["socket_address"]["port_value"]
+            for endpoint in each["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        ]
+        for each in made["static_resources"]["clusters"] if "load_assignment" in each
+    }
+    assert ports == {"svc": [1], "copies": [2, 3], "copies/subset/b": [3]}
+    assert cluster(made, "copies/subset/b")["circuit_breakers"]["thresholds"][0]["max_requests"] == 3
+    assert validate(made) is None
+
+
+def test_copies_to_a_service_that_is_only_observed_know_no_limits() -> None:
+    made = bootstrap("""services:
+- {name: svc, hosts: [svc.test], endpoints: [{address: '127.0.0.1:1'}], mirror: {service: copies}}
+- {name: copies, mode: OBSERVE, endpoints: [{address: '127.0.0.1:2'}], concurrency: {maxRequests: 3}, connectTimeout: 1s}
+""")
+    copies = cluster(made, "copies")
+    assert copies["circuit_breakers"]["thresholds"][0]["max_requests"] == UNLIMITED
+    assert copies["connect_timeout"] == "5s"
+
+
+def _matcher(blocks: str, name: str = "svc") -> Any:
+    (options,) = cluster(service(blocks), name)["typed_extension_protocol_options"].values()
+    return options.get("outlier_detection", {}).get("error_matcher")
+
+
+def _statuses(header: Json) -> set[int]:
+    assert header["name"] == ":status"
+    return set(map(int, header["string_match"]["safe_regex"]["regex"].split("|")))
+
+
+def test_what_counts_as_failure_is_said_of_the_cluster() -> None:
+    assert _matcher("outlierDetection: {}") is None
+    (only,) = _matcher("classify: {failureStatuses: [404], successStatuses: [503]}")["http_response_headers_match"]["headers"]
+    assert _statuses(only) == {404, *range(500, 600)} - {503}
+    rules = _matcher("classify: {failureHeaders: {x-a: {present: true}, x-b: {prefix: b}}}")["or_match"]["rules"]
+    status, *others = [header for rule in rules for header in rule["http_response_headers_match"]["headers"]]
+    assert _statuses(status) == set(range(500, 600))
+    assert others == [{"name": "x-a", "present_match": True}, {"name": "x-b", "string_match": {"prefix": "b"}}]
+    own = "routes: [{name: r, match: {path: /r}, classify: {failureStatuses: [404]}}]"
+    assert {each["route"]["cluster"] for each in routes(service(own))} == {"svc"}
+    assert _matcher(f"outlierDetection: {{}}\n  {own}", "svc/r") is not None
+    assert _matcher(f"outlierDetection: {{}}\n  {own}") is None
+
+
+@pytest.mark.parametrize(("words", "retry_on", "statuses"), [
+    ("[5xx]", "reset,retriable-status-codes", {*range(500, 600)} - {503}),
+    ("[gateway-error, connect-failure, 404]", "reset,connect-failure,retriable-status-codes", {502, 504, 404}),
+    ("[gateway-error, 503]", "reset,retriable-status-codes", {502, 503, 504}),
+    ("[5xx, reset]", "reset,retriable-status-codes", {*range(500, 600)} - {503}),
+    ("[reset]", "reset", set()),
+])
+def test_a_retry_word_leaves_out_what_counts_as_success(words: str, retry_on: str, statuses: set[int]) -> None:
+    blocks = f"retries: {{idempotent: true, retryOn: {words}}}\n  classify: {{successStatuses: [503]}}"
+    ((_, policy),) = policies(service(blocks))
+    assert policy["retry_on"] == retry_on
+    assert set(policy.get("retriable_status_codes", ())) == statuses
+
+
+def test_a_bucket_for_each_value_of_a_header() -> None:
+    made = service("rateLimit: {requests: 5, burst: 7, per: 2s, descriptor: {header: x-user, maxValues: 9}}")
+    (limit,) = [each["typed_config"] for each in manager(made)["http_filters"] if each["name"] == "rateLimit/svc#0"]
+    assert limit["descriptors"] == [{"entries": [{"key": "value"}], "token_bucket": limit["token_bucket"]}]
+    assert limit["max_dynamic_descriptors"] == 9
+    assert limit["always_consume_default_token_bucket"] is False
+    (action,) = limit["rate_limits"][0]["actions"]
+    assert action == {"request_headers": {"header_name": "x-user", "descriptor_key": "value"}}
+
+
 # ------------------------------------------------------------------------------------------- retries
 
 

@@ -33,7 +33,7 @@ from resilmesh.policy.model import Policy
 #: What the library and Envoy may be apart in elapsed time: two busy cores, not a difference of behaviour.
 TOLERANCE = 0.25
 #: Headers of an answer that must agree. Envoy also adds `date`, `server` and its own timings.
-_HEADERS = ("content-type", "content-length", "retry-after", "x-envoy-overloaded", "x-from", "x-twice")
+_HEADERS = ("content-type", "content-length", "retry-after", "x-envoy-overloaded", "x-from", "x-twice", "x-new")
 
 
 @dataclass(frozen=True)
