@@ -192,8 +192,9 @@ class AsyncBody:
 
     def __init__(self, exchange: AsyncExchange, stream: Any) -> None:
         self._ended = False
-        self._exchange = exchange
+        self._exchange: Any = exchange
         self._stream = stream
+        self._advance: Any = None
         exchange.body_begins()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -201,7 +202,7 @@ class AsyncBody:
         return self
 
     async def __anext__(self) -> bytes:
-        exchange = self._exchange
+        exchange: AsyncExchange = self._exchange
         try:
             return await exchange.part(self._advance)
         except StopAsyncIteration:
@@ -228,11 +229,15 @@ class AsyncBody:
     async def aclose(self) -> None:
         early = not self._ended
         self._ended = True
+        if self._stream is None:
+            return
         try:
             await self._exchange.free(self._stream, whole=not early)
         finally:
             if early:
                 self._exchange.body_ended(self._exchange.answer.verdict)
+        # The clients' responses are cycles: what they need no more need not wait for the garbage collector.
+        self._stream = self._exchange = self._advance = None
 
     def __del__(self) -> None:
         if not self._ended:

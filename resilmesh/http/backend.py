@@ -16,6 +16,7 @@ Nothing here imports a client library: the wrapped backend is the one that the p
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -102,14 +103,13 @@ CURRENT: ContextVar[Wire | None] = ContextVar("resilmesh.http.wire", default=Non
 class _Stream:
     """What both kinds of stream share. ``core`` is httpcore or httpcore2."""
 
-    __slots__ = ("_connect_by", "_core", "_inner", "_proof", "get_extra_info", "torn")
+    __slots__ = ("_connect_by", "_core", "_inner", "_proof", "torn")
 
     def __init__(self, inner: Any, core: Any, connect_by: float, proof: tuple[str, str] | None) -> None:
         self._proof = proof
         self._inner = inner
         self._core = core
         self._connect_by = connect_by
-        self.get_extra_info: Callable[[str], Any] = inner.get_extra_info
         #: A write was cut short, so what follows on the connection would be misread. Matters to HTTP/2 alone:
         #: an HTTP/1.1 connection is closed by whatever cut it short.
         self.torn = False
@@ -124,11 +124,12 @@ class _Stream:
 class Stream(_Stream):
     """A blocking connection."""
 
-    __slots__ = ("close",)
+    __slots__ = ("close", "get_extra_info")
 
     def __init__(self, inner: Any, core: Any, connect_by: float, proof: tuple[str, str] | None) -> None:
         super().__init__(inner, core, connect_by, proof)
         self.close: Callable[[], None] = inner.close
+        self.get_extra_info: Callable[[str], Any] = inner.get_extra_info
 
     def read(self, max_bytes: int, timeout: float | None = None) -> Any:
         wire = CURRENT.get()
@@ -257,11 +258,23 @@ def _addresses(host: str, port: int) -> list[str]:
 class AsyncStream(_Stream):
     """A connection under asyncio or trio."""
 
-    __slots__ = ("aclose",)
+    __slots__ = ("_socket", "aclose")
 
     def __init__(self, inner: Any, core: Any, connect_by: float, proof: tuple[str, str] | None) -> None:
         super().__init__(inner, core, connect_by, proof)
         self.aclose: Callable[[], Any] = inner.aclose
+        self._socket = inner.get_extra_info("socket")
+
+    def get_extra_info(self, info: str) -> Any:
+        """As the backend says. Whether there is something to read, which is asked before each request, costs anyio 11 us."""
+        if info != "is_readable" or self._socket is None or not hasattr(select, "poll"):
+            return self._inner.get_extra_info(info)
+        number = self._socket.fileno()
+        if number < 0:
+            return True  # closed: a read would give its end
+        poll = select.poll()
+        poll.register(number, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> Any:
         wire = CURRENT.get()

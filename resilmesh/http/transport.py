@@ -155,7 +155,7 @@ class Body:
 
     def __init__(self, exchange: SyncExchange, stream: Any) -> None:
         self._ended = False
-        self._exchange = exchange
+        self._exchange: Any = exchange
         self._stream = stream
         exchange.body_begins()
 
@@ -196,11 +196,15 @@ class Body:
     def close(self) -> None:
         early = not self._ended
         self._ended = True
+        if self._stream is None:
+            return
         try:
             self._exchange.free(self._stream, whole=not early)
         finally:
             if early:
                 self._exchange.body_ended(self._exchange.answer.verdict)
+        # The clients' responses are cycles: what they need no more need not wait for the garbage collector.
+        self._stream = self._exchange = None
 
     def __del__(self) -> None:
         if not self._ended:
