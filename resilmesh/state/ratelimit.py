@@ -111,14 +111,16 @@ class RateLimitByValue:
     """A bucket of the same figures for each value of a request header; requests without the header share one.
 
     At most ``max_values`` buckets are kept: the one that was unused for longest goes first, and its value begins with a
-    full one when it comes again. Values are never shown: they may be secrets.
+    full one when it comes again. The one of requests without the header is none of those. Values are never shown: they may
+    be secrets.
     """
 
-    __slots__ = ("_buckets", "_lock", "burst", "evicted", "header", "max_values", "per", "requests")
+    __slots__ = ("_buckets", "_lock", "_without", "burst", "evicted", "header", "max_values", "per", "requests")
 
     def __init__(self, header: str, requests: int, per: float, burst: int, max_values: int) -> None:
         self._lock = threading.Lock()
-        self._buckets: OrderedDict[str | int | None, RateLimit] = OrderedDict()
+        self._buckets: OrderedDict[str | int, RateLimit] = OrderedDict()
+        self._without = RateLimit(requests, per, burst)
         self.header = header
         self.evicted = 0
         self.requests, self.per, self.burst, self.max_values = requests, per, burst, max_values
@@ -127,13 +129,16 @@ class RateLimitByValue:
         """New figures for every bucket, from the next call on."""
         with self._lock:
             self.requests, self.per, self.burst, self.max_values = requests, per, burst, max_values
-            for bucket in self._buckets.values():
+            # A list, made in one go: a call may move a bucket to the end meanwhile.
+            for bucket in [self._without, *self._buckets.values()]:
                 bucket.retune(requests, per, burst)
             self._shrink()
 
     def of(self, value: str | None) -> RateLimit:
         """The bucket of a value. Without a lock for one that is there."""
-        key = value if value is None or len(value) <= _LONGEST_VALUE else hash(value)
+        if value is None:
+            return self._without
+        key = value if len(value) <= _LONGEST_VALUE else hash(value)
         bucket = self._buckets.get(key)
         if bucket is None:
             return self._open(key)
@@ -143,7 +148,7 @@ class RateLimitByValue:
             return bucket
         return bucket
 
-    def _open(self, key: str | int | None) -> RateLimit:
+    def _open(self, key: str | int) -> RateLimit:
         with self._lock:
             bucket = self._buckets.get(key)
             if bucket is None:

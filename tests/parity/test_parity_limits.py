@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from scripted import OK, Say, Seen, Service, status
@@ -94,6 +95,71 @@ def test_who_shares_a_bucket(services: Services) -> None:
     both = side_by_side(services, text, traffic)
     both.agree()
     assert both.envoy.statuses == [each for statuses in expected.values() for each in statuses]
+
+
+def users(*names: str | None) -> Callable[[Caller], None]:
+    """A GET of each user, one after the other; several values of the header are joined by ``|``."""
+    def traffic(caller: Caller) -> None:
+        for name in names:
+            caller.get(headers=[] if name is None else [("X-User", each) for each in name.split("|")])
+
+    return traffic
+
+
+@covers("RateLimit.descriptor", "Descriptor.header")
+def test_a_bucket_for_each_value_of_a_header(services: Services) -> None:
+    """Of several values the first counts; the empty value is one; requests without the header share a bucket."""
+    expected = {
+        "a": [200, 200, 429], "A": [200], "a|b": [429], "b|a": [200, 200, 429], "b": [429], "a,b": [200], "": [200, 200, 429],
+        None: [200, 200, 429], "x" * 300: [200, 200, 429], "x" * 300 + "y": [200],
+    }
+    names = [name for name, statuses in expected.items() for _ in statuses]
+    both = side_by_side(services, policy("rateLimit: {requests: 2, per: 1h, descriptor: {header: x-user}}"), users(*names))
+    both.agree()
+    assert both.envoy.statuses == [each for statuses in expected.values() for each in statuses]
+
+
+@covers("RateLimit.descriptor")
+def test_tokens_flow_into_each_bucket(services: Services) -> None:
+    text = policy("rateLimit: {requests: 5, per: 1s, burst: 1, descriptor: {header: x-user}}")
+
+    def traffic(caller: Caller) -> None:
+        begun = time.monotonic()
+        for due, user in ((0.0, "a"), (0.0, "a"), (0.2, "b"), (0.3, "a"), (0.3, "b"), (0.3, "a")):
+            time.sleep(max(0.0, begun + due - time.monotonic()))
+            users(user)(caller)
+
+    both = side_by_side(services, text, traffic)
+    both.agree()
+    assert both.envoy.statuses == [200, 429, 200, 200, 429, 429]
+
+
+@covers("Descriptor.max_values")
+def test_the_bucket_that_was_unused_for_longest_goes_first(services: Services) -> None:
+    """A refused call is a use too. Requests without the header have a bucket of their own, which stays."""
+    names = ["a", "b", "a", None, "c", "a", "b", "c", "c", None, "b"]
+    text = policy("rateLimit: {requests: 1, per: 1h, descriptor: {header: x-user, maxValues: 2}}")
+    both = side_by_side(services, text, users(*names))
+    both.agree()
+    #                               a    b    a    -    c    a    b    c    c    -    b
+    assert both.envoy.statuses == [200, 200, 429, 200, 200, 429, 200, 200, 429, 429, 429]
+
+
+@covers("RateLimit.descriptor")
+def test_who_shares_the_buckets_of_a_header(services: Services) -> None:
+    text = policy("""rateLimit: {requests: 2, per: 1h, descriptor: {header: x-user}}
+  routes:
+  - {name: own, match: [{path: /own}, {path: /same}], rateLimit: {requests: 2, per: 1h, descriptor: {header: x-user}}}
+  - {name: two, match: {path: /two}, rateLimit: [{requests: 3, per: 1h, descriptor: {header: x-team}}, {requests: 9, per: 1h}]}""")
+
+    def traffic(caller: Caller) -> None:
+        for path in ("/", "/other", "/", "/own", "/same", "/own", "/two", "/two", "/two", "/two"):
+            caller.get(path, headers=[("x-user", "a"), ("x-team", "t")])
+        caller.get("/two", headers=[("x-team", "u")])
+
+    both = side_by_side(services, text, traffic)
+    both.agree()
+    assert both.envoy.statuses == [200, 200, 429, 200, 200, 429, 200, 200, 200, 429, 200]
 
 
 @covers("CallBlocks.rate_limit")

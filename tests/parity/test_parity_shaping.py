@@ -389,6 +389,16 @@ def test_what_counts_towards_ejection(services: Services, blocks: str, answers: 
         assert both.envoy.attempts == sent
 
 
+@covers("CallBlocks.classify", "Classify.failure_statuses", "Classify.success_statuses", "Classify.failure_headers")
+def test_every_rule_of_one_block(services: Services) -> None:
+    text = policy("""outlierDetection: {consecutive5xxErrors: 4, baseEjectionTime: 60s}
+  classify: {failureStatuses: [404], successStatuses: [503], failureHeaders: {x-f: {present: true}}}""")
+    answers = [status(404), status(503), Say(headers=(("x-f", "1"),)), Say(503, headers=(("x-f", "1"),)), status(404), status(500)]
+    both = side_by_side(services, text, gets(*["/"] * 8), a=answers)
+    both.agree()
+    assert both.envoy.attempts == 6
+
+
 @covers("Classify.success_statuses", "Classify.failure_statuses")
 @pytest.mark.parametrize(("retry_on", "answer", "attempts"), [
     ("[5xx]", status(503), 1), ("[gateway-error]", status(503), 1), ("[5xx, 503]", status(503), 2),

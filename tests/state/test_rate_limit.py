@@ -152,6 +152,18 @@ def test_the_bucket_unused_for_longest_goes_first():
     assert taken(limits.of("b"), 1000.0, 4) == 2, "it went, and begins anew"
 
 
+def test_the_bucket_of_requests_without_the_header_is_none_of_the_values():
+    limits = by_value(max_values=1)
+    taken(limits.of("a"), 1000.0, 2)
+    assert taken(limits.of(None), 1000.0, 4) == 2
+    assert taken(limits.of("a"), 1000.0, 4) == 0
+    limits.of("b")
+    assert taken(limits.of(None), 1000.0, 4) == 0
+    assert limits.snapshot(1000.0)["evicted"] == 1
+    limits.retune(4, 10.0, 4, 1)
+    assert limits.of(None).burst == 4
+
+
 def test_a_long_value_is_told_apart_and_not_kept():
     limits = by_value()
     assert limits.of("a" * 5000) is limits.of("a" * 5000)
@@ -200,14 +212,17 @@ class ByValueMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.limits, self.now, self.kept = by_value(), 1000.0, {}
+        #: Of requests without the header, whose bucket never goes.
+        self.without = {}
 
     @rule(value=st.sampled_from(["a", "b", "c", "d", None, "e" * 200]))
     def call(self, value):
-        tokens, at = self.kept.pop(value, (Fraction(2), self.now))
+        kept = self.without if value is None else self.kept
+        tokens, at = kept.pop(value, (Fraction(2), self.now))
         tokens = min(Fraction(2), tokens + Fraction(2, 10) * (Fraction(self.now) - Fraction(at)))
         passes = self.limits.of(value).take(self.now)
         assert passes == (tokens >= 1)
-        self.kept[value] = (tokens - passes, self.now)
+        kept[value] = (tokens - passes, self.now)
         while len(self.kept) > 3:
             self.kept.pop(next(iter(self.kept)))
 
