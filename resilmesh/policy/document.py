@@ -33,6 +33,8 @@ _MAX_DIGITS = 64
 # libyaml's parser where PyYAML was built with it, as all of its wheels are; the pure one is ten times slower.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+#: What libyaml ends a line at.
+_LINE_END = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _RADIX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.ASCII)
@@ -134,8 +136,9 @@ def _decoded(text: str | bytes, source: str) -> str:
 
 
 def _from_bytes(raw: bytes, source: str) -> str:
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _refuse(source, codes.NOT_UTF8, "the policy is UTF-16", "save it as UTF-8")
+    for name, marks in (("UTF-32", (b"\xff\xfe\0\0", b"\0\0\xfe\xff")), ("UTF-16", (b"\xff\xfe", b"\xfe\xff"))):
+        if raw.startswith(marks):
+            raise _refuse(source, codes.NOT_UTF8, f"the policy is {name}", "save it as UTF-8")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -145,7 +148,10 @@ def _from_bytes(raw: bytes, source: str) -> str:
 
 
 def _line_column(text: str, index: int) -> tuple[int, int]:
-    return text.count("\n", 0, index) + 1, index - text.rfind("\n", 0, index)
+    lines, begins = 1, 0
+    for each in _LINE_END.finditer(text, 0, index):
+        lines, begins = lines + 1, each.end()
+    return lines, index - begins + 1
 
 
 class _Stop(Exception):

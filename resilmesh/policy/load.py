@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from resilmesh.errors import PolicyError
 from resilmesh.policy import codes, document
 from resilmesh.policy.codes import Diagnostic
+from resilmesh.policy.report import first_of, in_order
 
 if TYPE_CHECKING:
     from resilmesh.policy.model import Policy
@@ -63,8 +64,4 @@ def load_text(text: str | bytes, source: str = "<text>") -> Loaded:
     else:
         if not mistakes:
             return Loaded(policy, source, read.places)
-    mistakes.sort(key=lambda each: (each.line, each.column, each.code))
-    if len(mistakes) > document.MAX_MISTAKES:
-        more, last = len(mistakes) - document.MAX_MISTAKES, mistakes[document.MAX_MISTAKES]
-        mistakes[document.MAX_MISTAKES:] = [Diagnostic(source, last.line, last.column, codes.MORE.code, f"and {more} more mistakes")]
-    raise PolicyError(mistakes)
+    raise PolicyError(first_of(in_order(mistakes)))

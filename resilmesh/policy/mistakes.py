@@ -77,8 +77,9 @@ def _words(
         return codes.UNKNOWN_KEY, f"unknown key {shorten(str(path[-1]))!r}{_within(written(path[:-1]))}", _known_key(path)
     if kind == "missing":
         field = _field(path)
-        meaning = _first_sentence(field.description if field else "")
-        return codes.MISSING_KEY, f"{path[-1]!r} is missing{_within(written(path[:-1]))}", meaning
+        fixed = typing.get_args(field.annotation) if field and typing.get_origin(field.annotation) is typing.Literal else ()
+        remedy = f"write '{path[-1]}: {fixed[0]}'" if len(fixed) == 1 else _first_sentence(field.description if field else "")
+        return codes.MISSING_KEY, f"{path[-1]!r} is missing{_within(written(path[:-1]))}", remedy
     if kind == "duration":
         return codes.DURATION, f"{name}: {context.get('problem') or 'a duration is text with a unit, not ' + _shown(value)}", (
             "" if "problem" in context else "such as '250ms' or '1m30s'")
@@ -100,7 +101,7 @@ def _words(
     if kind == "string_pattern_mismatch":
         words = SHAPES[context["pattern"]]
         other = value.upper() if words.startswith("a method") else value.lower() if words.startswith("a header name") else ""
-        meant = len(other) <= 60 and re.fullmatch(context["pattern"], other) is not None
+        meant = 0 < len(other) <= 60 and re.fullmatch(context["pattern"], other) is not None
         return codes.MALFORMED, f"{name}: {_shown(value)} is malformed", f"write {other!r}" if meant else words
     if kind == "network":
         return codes.BAD_NETWORK, f"{name}: {shorten(context['problem'], 120)}", ""
@@ -141,7 +142,8 @@ def _amount(value: Any, path: Path) -> str:
     unit = _unit(path)
     if unit == "duration":
         return format_duration(value) if isinstance(value, int | float) else _shown(value)
-    number = f"{value:g}" if isinstance(value, float) else _shown(value)
+    # A number that is rounded to its own bound would be called out of bounds and within.
+    number = f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else _shown(value)
     return f"{number} {unit}" if unit else number
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from resilmesh.policy import codes
 from resilmesh.policy.codes import Code, Diagnostic
+from resilmesh.policy.document import MAX_MISTAKES
 
 if TYPE_CHECKING:
     from resilmesh.policy.document import Path
@@ -34,4 +37,21 @@ class Report:
 
     def sorted(self) -> list[Diagnostic]:
         """Everything that was found, in the order of the text."""
-        return sorted(self._found.values(), key=lambda each: (each.line, each.column, each.code))
+        found = in_order(self._found.values())
+        errors = [each for each in found if each.severity == "error"]
+        if len(errors) <= MAX_MISTAKES:
+            return found
+        return in_order([*first_of(errors), *(each for each in found if each.severity == "warning")])
+
+
+def in_order(found: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """In the order of the text."""
+    return sorted(found, key=lambda each: (each.line, each.column, each.code))
+
+
+def first_of(mistakes: list[Diagnostic]) -> list[Diagnostic]:
+    """``mistakes``, or when they are too many to be read the first of them and how many there are more."""
+    if len(mistakes) <= MAX_MISTAKES:
+        return mistakes
+    more, last = len(mistakes) - MAX_MISTAKES, mistakes[MAX_MISTAKES]
+    return [*mistakes[:MAX_MISTAKES], Diagnostic(last.file, last.line, last.column, codes.MORE.code, f"and {more} more mistakes")]

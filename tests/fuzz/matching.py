@@ -120,11 +120,11 @@ def _holds(match: Any, method: str, path: str, query: str, headers: httpx.Header
             return False
         if name and not service and not (len(parts) == 3 and parts[2] == name):
             return False
-    raw = [(name.decode(), value) for name, value in headers.raw]
+    raw = [(name.decode().lower(), value) for name, value in headers.raw]
     return (
         (not match["method"] or method in match["method"])
         and (not match["path"] or _equal(match["path"], path.encode()))
-        and all(_one_of(wanted, [value for each, value in raw if each.lower() == name]) for name, wanted in (match["headers"] or {}).items())
+        and all(_one_of(wanted, [value for each, value in raw if each == name]) for name, wanted in (match["headers"] or {}).items())
         and all(_one_of(wanted, _of_query(query, name)) for name, wanted in (match["query"] or {}).items())
     )
 

@@ -23,6 +23,8 @@ SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 #: A finding of the schema too; of the others some say what JSON Schema cannot (a duration's bounds, the form of a key).
 ALSO_OF_THE_SCHEMA = {"RM101", "RM102", "RM103", "RM104"}
+#: 5.0, which JSON Schema counts among the integers.
+WHOLE_FRACTIONS = {"count_minus_zero_point_zero", "count_that_is_a_fraction_of_nothing", "count_with_an_exponent"}
 
 
 def read(path: Path) -> Any:
@@ -52,7 +54,7 @@ def test_the_schema_accepts_what_the_loader_accepts(path: Path) -> None:
     problems = [error.message for error in VALIDATOR.iter_errors(read(path))]
     if not codes:
         assert problems == []
-    elif codes & ALSO_OF_THE_SCHEMA:
+    elif codes & ALSO_OF_THE_SCHEMA and path.stem not in WHOLE_FRACTIONS:
         assert problems != []
 
 
