@@ -31,6 +31,11 @@ def test_values_are_utf_8():
         ("(x)", r"\0\1\0", "/x", "/xxx"),
         ("nothing", "else", "/x", "/x"),
         ("x", "é y", "/x", "/%C3%A9%20y"),
+        ("x", '"#<>`{}', "/x", "/%22%23%3C%3E%60%7B%7D"),
+        # Nothing empty is found right behind another find, as in RE2's GlobalReplace.
+        ("x*", "/", "/axxb", "///a/b/"),
+        ("[^/]*", "/x", "/foo/boo", "/x//x//x"),
+        (r"\b", "/", "/foo", "//foo/"),
     ],
 )
 def test_every_find_is_replaced(match, rewrite, path, becomes):

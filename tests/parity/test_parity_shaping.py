@@ -335,6 +335,21 @@ def test_copies_have_the_other_services_ejections_and_limit(services: Services) 
 
 
 @covers("Mirror.service")
+def test_a_copy_ends_with_the_time_of_its_call(services: Services) -> None:
+    """The first copy, which is never answered, holds the only slot until then."""
+    text = mirroring("mirror: {service: copies}\n  timeout: 300ms", "concurrency: {maxRequests: 1}")
+
+    def calls(caller: Caller) -> None:
+        copied(services, gets("/first", "/none"), 1)(caller)
+        time.sleep(0.4)
+        copied(services, gets("/second"), 2)(caller)
+
+    both = side_by_side(services, text, calls, b=Say(delay=1), c=Say(delay=1))
+    agree_but_for_copies(both)
+    assert [[target for _, _, target, _ in each] for each in copies(both)] == [["/first", "/second"]] * 2
+
+
+@covers("Mirror.service")
 def test_difference_a_streamed_body_is_copied_by_envoy_alone(services: Services) -> None:
     def body() -> Iterator[bytes]:
         yield from (b"x" * 1000, b"y" * 1000)
