@@ -292,6 +292,7 @@ def notes_on_method() -> str:
         "  at most (Bonferroni). Calls are compared with the same call on the other plane, in blocks of 20, for they influence each other.",
         "  Latencies are of successful calls, from when each was due. A call's luck at a service is drawn from the seed, the same on",
         "  every plane. Where calls began late, latencies are given that much more tolerance.",
+        "  why: what is not the same in Envoy, of what this policy writes, or what the scenario is there to show, and may move the figure.",
         f"  Recovered: from the first of {RECOVERED_CALLS} successes in a row after the outage.",
     ))
 

@@ -61,8 +61,8 @@ def test_overload_is_refused_alike_by_library_and_sidecar_and_not_at_all_without
 
 def test_an_outage_opens_the_circuit_in_the_library_alone() -> None:
     scenario = BY_NAME["outage"]
-    short = replace(scenario, traffic=Open(150, 1.8), services=tuple(
-        replace(script, outages=tuple(replace(outage, start=0.2, end=1.0) for outage in script.outages)) for script in scenario.services
+    short = replace(scenario, traffic=Open(150, 1.3), services=tuple(
+        replace(script, outages=tuple(replace(outage, start=0.2, end=0.8) for outage in script.outages)) for script in scenario.services
     ))
     result = run(short, planes=("bare", "library", "sidecar"))
     bare, library, sidecar = (result.planes[plane] for plane in ("bare", "library", "sidecar"))
@@ -212,10 +212,23 @@ def test_an_unknown_name_is_refused_with_the_known_ones(word: str, value: str, c
     assert f"there is no '{value.split(',')[1]}'; there are " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("protocol", ["http2", "grpc"])
-def test_a_protocol_that_cannot_be_compared_is_refused_with_a_reason(protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["compare", "--protocol", protocol]) == 2
-    assert f"resilmesh compare: --protocol {protocol}: " in capsys.readouterr().err
+@pytest.mark.parametrize("words", [["grpc"], ["http2", "--client", "httpx"]])
+def test_a_protocol_that_cannot_be_compared_is_refused_with_a_reason(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", "--protocol", *words]) == 2
+    assert f"resilmesh compare: --protocol {words[0]}: " in capsys.readouterr().err
+
+
+def test_http2_is_spoken_on_every_part_of_the_way() -> None:
+    scenario = replace(BY_NAME["flaky"], protocol="HTTP2", traffic=Open(200, 0.4))
+    for plane in (BARE, LIBRARY, SIDECAR):
+        found = observe(plane, scenario, client="httpx-async", seed=1)
+        assert len(found.notes) > 50
+        # One connection for each endpoint and one to ask for the counts: a hundred calls share it.
+        assert found.seen.connections <= 8
+        failures = {note.reason or note.status for note in found.notes}
+        assert failures <= {200, 503, "reset"}
+        if plane != BARE:
+            assert found.seen.requests > len(found.notes)
 
 
 def test_a_file_that_cannot_be_written_is_known_at_once(capsys: pytest.CaptureFixture[str]) -> None:
