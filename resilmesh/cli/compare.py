@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from resilmesh.compare import machine, report
+from resilmesh.compare import html, machine, own, report
 from resilmesh.compare.markdown import page
 from resilmesh.compare.planes import CLIENTS, PLANES, SIDECAR, client_version, envoy_version, missing
 from resilmesh.compare.progress import Progress
@@ -19,17 +24,13 @@ from resilmesh.compare.run import BEHAVIOUR_ROUNDS, COST_ROUNDS, Result, Setting
 from resilmesh.compare.scenarios import SCENARIOS
 from resilmesh.errors import ResilmeshError
 
-#: What the protocols are refused with that no scenario speaks yet.
-_NOT_YET = {
-    "http2": "the services of the test bed speak HTTP/1.1 only, so that HTTP/2 would be measured on half of the way",
-    "grpc": "gRPC calls are not governed by this version, so there is nothing to compare",
-}
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     names = [scenario.name for scenario in SCENARIOS]
-    parser.add_argument("--client", choices=CLIENTS, default="httpx", help="what makes the calls, in every plane (default: httpx)")
-    parser.add_argument("--protocol", choices=("http", *_NOT_YET), default="http", help="of the calls (default: http, which is HTTP/1.1)")
+    parser.add_argument(
+        "--client", choices=CLIENTS, help="what makes the calls, in every plane (default: httpx, for HTTP/2 httpx-async)")
+    parser.add_argument(
+        "--protocol", choices=("http", "http2", "grpc"), default="http", help="of every call: http is HTTP/1.1 (default: http)")
     parser.add_argument(
         "--only", metavar="NAMES", action="append", type=_some_of(names),
         help=f"these scenarios, with commas or repeated: {', '.join(names)}")
@@ -41,6 +42,20 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"how often each scenario goes over all planes (default: {COST_ROUNDS} for the costs, {BEHAVIOUR_ROUNDS} for the others)")
     parser.add_argument("--json", metavar="FILE", type=_writable, help="write the whole report to FILE too")
     parser.add_argument("--markdown", metavar="FILE", type=_writable, help="write it as a page for people, too")
+    parser.add_argument("--html", metavar="FILE", type=_writable, help="write it as one page with charts, which needs nothing else")
+    parser.add_argument("--from", metavar="FILE", dest="report", type=Path, help="with --html: run nothing, show this report of --json")
+    _add_own(parser.add_argument_group("your own policy and service"))
+
+
+def _add_own(own: argparse._ArgumentGroup) -> None:
+    own.add_argument("--policy", metavar="FILE", type=Path, help="instead of the scenarios: this policy")
+    own.add_argument("--target", metavar="URL", help="and this running service, such as http://127.0.0.1:8080/v1/items")
+    own.add_argument("--service", metavar="NAME", help="the policy's service (default: that of the target's host)")
+    own.add_argument("--rate", type=_positive, default=50.0, help="calls per second (default: 50)")
+    own.add_argument("--duration", type=_positive, default=5.0, help="seconds of each run (default: 5)")
+    own.add_argument("--method", type=_method, default="GET", help="of every call (default: GET)")
+    own.add_argument("--path", help="of every call, with its query (default: the target's)")
+    own.add_argument("--workers", type=_at_least_one, default=32, help="calls at once at most (default: 32)")
 
 
 def _some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
@@ -60,6 +75,22 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _method(text: str) -> str:
+    if not text.isascii() or not text.isalpha():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a method such as GET")
+    return text
+
+
 def _writable(text: str) -> Path:
     """A file that can be written: better known now than in two minutes."""
     try:
@@ -71,16 +102,30 @@ def _writable(text: str) -> Path:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print as it goes, write the files at the end. 0 when it ran, whatever the planes did; 2 when it could not."""
+    if options.report is not None:
+        return _show_again(options)
+    if options.client is None:
+        options.client = "httpx-async" if options.protocol == "http2" else "httpx"
     if client_version(options.client) is None:
         library = options.client.partition("-")[0]
         return _refuse(f"{library} is not installed: pip install 'resilmesh[{library}]'")
-    if options.protocol in _NOT_YET:
-        return _refuse(f"--protocol {options.protocol}: {_NOT_YET[options.protocol]}")
+    if options.protocol == "grpc":
+        return _refuse("--protocol grpc: gRPC calls are not governed by this version, so there is nothing to compare")
+    if options.protocol == "http2" and importlib.util.find_spec("h2") is None:
+        return _refuse("--protocol http2: h2 is not installed: pip install 'httpx[http2]'")
+    if options.protocol == "http2" and not options.client.endswith("-async"):
+        return _refuse("--protocol http2: blocking clients lose calls when threads share an HTTP/2 connection; take --client httpx-async")
+    if options.policy is not None or options.target is not None or options.service is not None:
+        return _run_own(options)
     lacking = {plane: remedy for plane, remedy in missing().items() if _wanted(plane, options.planes)}
     settings = Settings(
-        scenarios=[scenario for scenario in SCENARIOS if _wanted(scenario.name, options.only)],
+        scenarios=[
+            scenario if options.protocol == "http" else replace(scenario, protocol="HTTP2")
+            for scenario in SCENARIOS if _wanted(scenario.name, options.only)
+        ],
         planes=[plane for plane in PLANES if plane not in lacking and _wanted(plane, options.planes)],
-        client=options.client, seed=options.seed, rounds=options.rounds, command=shlex.join(["resilmesh", *sys.argv[1:]]),
+        client=options.client, seed=options.seed, rounds=options.rounds,
+        protocol="HTTP/1.1" if options.protocol == "http" else "HTTP/2", command=shlex.join(["resilmesh", *sys.argv[1:]]),
     )
     if not settings.planes:
         return _refuse("; ".join(f"{plane}: {remedy}" for plane, remedy in lacking.items()))
@@ -98,10 +143,28 @@ def run(options: argparse.Namespace) -> int:
     print(f"\n{report.notes_on_method()}\n\n{report.in_short(results, lacking)}")
     told = report.as_json(
         settings, results, lacking, envoy, here, started.strftime("%Y-%m-%dT%H:%M:%SZ"), time.monotonic() - began)
+    _write(options, told, results)
+    return 0
+
+
+def _write(options: argparse.Namespace, told: dict[str, Any], results: Sequence[Result]) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if options.markdown is not None:
         options.markdown.write_text(page(told, results), encoding="utf-8")
+    if options.html is not None:
+        options.html.write_text(html.page(told), encoding="utf-8")
+
+
+def _show_again(options: argparse.Namespace) -> int:
+    """A report of earlier as a page."""
+    if options.html is None:
+        return _refuse("--from needs --html FILE")
+    try:
+        told = json.loads(options.report.read_text(encoding="utf-8"))
+        options.html.write_text(html.page(told), encoding="utf-8")
+    except (OSError, ValueError, html.NoReport) as error:
+        return _refuse(f"{options.report}: {error}")
     return 0
 
 
@@ -117,6 +180,57 @@ def _compare(settings: Settings) -> list[Result]:
     finally:
         progress.clear()
     return results
+
+
+def _run_own(options: argparse.Namespace) -> int:
+    """The user's policy and service. 130 when it was interrupted: what was measured by then is told all the same."""
+    if options.policy is None or options.target is None:
+        return _refuse("--policy FILE and --target URL belong together")
+    if options.only is not None or options.markdown is not None or options.protocol != "http":
+        return _refuse("--only, --markdown and --protocol are for the scenarios, not for --policy")
+    try:
+        scenario = own.prepare(
+            options.policy, options.target, options.service, rate=options.rate, duration=options.duration, method=options.method,
+            path=options.path, workers=options.workers,
+        )
+    except ResilmeshError as error:
+        return _refuse(str(error))
+    lacking = {plane: remedy for plane, remedy in missing().items() if plane in own.OWN_PLANES and _wanted(plane, options.planes)}
+    settings = Settings(
+        scenarios=[scenario], planes=[each for each in own.OWN_PLANES if each not in lacking and _wanted(each, options.planes)],
+        client=options.client, seed=options.seed, rounds=options.rounds or own.OWN_ROUNDS,
+        protocol="HTTP/1.1" if scenario.protocol == "HTTP1" else "HTTP/2", command=shlex.join(["resilmesh", *sys.argv[1:]]),
+    )
+    if not settings.planes:
+        return _refuse(f"of the planes asked for none runs with --policy; there are {', '.join(own.OWN_PLANES)}")
+    return _compare_own(options, settings, scenario, lacking)
+
+
+def _compare_own(options: argparse.Namespace, settings: Settings, scenario: own.Own, lacking: dict[str, str]) -> int:
+    envoy = None if SIDECAR in missing() else envoy_version()
+    here = machine.describe()
+    started, began = datetime.now(UTC), time.monotonic()
+    print(report.heading(settings, lacking, envoy, here), flush=True)
+    for note in scenario.notes:
+        print(textwrap.fill(note, 120, initial_indent="  ", subsequent_indent="  "))
+    progress = Progress(sys.stderr, steps(settings), expected_seconds(settings))
+    try:
+        result, interrupted = own.compare_own(settings, scenario, progress)
+    except ResilmeshError as error:
+        return _refuse(str(error))
+    finally:
+        progress.clear()
+    if result is None:
+        raise KeyboardInterrupt
+    print(f"\n{own.in_words(result)}")
+    if interrupted:
+        print("\nInterrupted: this is what had been measured on every plane by then.")
+    told = own.as_json(
+        report.as_json(settings, [result], lacking, envoy, here, started.strftime("%Y-%m-%dT%H:%M:%SZ"), time.monotonic() - began),
+        scenario, interrupted,
+    )
+    _write(options, told, [result])
+    return 130 if interrupted else 0
 
 
 def _wanted(name: str, chosen: list[list[str]] | None) -> bool:

@@ -366,8 +366,9 @@ def _again(report: Json) -> Markup:
     command = run.get("command") or f"resilmesh compare --client {client['name']} --seed {client['seed']}"
     return _section(
         "again", "Run it again", element("pre", element("code", command)),
-        element("p", "The seed decides the times of the calls and each call's luck at a service; threads and the machine decide the "
-            "rest, so that figures vary a little."),
+        element(
+            "p", "The seed decides the times of the calls and each call's luck at a service of the test bed; threads and the machine decide "
+            "the rest, so that figures vary a little."),
         table("What it ran on", ["", ""], [[name, value] for name, value in facts if value is not None], "facts"),
     )
 
