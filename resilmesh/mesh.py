@@ -13,7 +13,7 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, get_args
 
 from resilmesh.drive.attempts import Attempts
@@ -29,6 +29,7 @@ from resilmesh.watch import PolicyFile
 
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
+    from resilmesh.describe import Description, RequestDescription
     from resilmesh.engine.compile import Compiler, Table
     from resilmesh.engine.match import Headers
     from resilmesh.engine.plan import Plan
@@ -82,6 +83,10 @@ class FileSettings(Settings, total=False):
     """Seconds between two looks at the policy's file, 1 by default; ``None``: it is never looked at again."""
 
 
+#: Where each value was written is remembered for policies of so many services; of more it would weigh more than they do.
+_PLACES_KEPT = 1000
+
+
 class Mesh:
     """One policy and the state of everything it governs. Serves any number of threads and event loops.
 
@@ -124,6 +129,7 @@ class Mesh:
         #: The compiled policy in force. Read it once per call.
         self.table: Table
         self._in_force: Compiler | None = None
+        self._loaded: Loaded
         self._compile(loaded)
         _meshes.add(self)
         for tell in made:
@@ -234,6 +240,8 @@ class Mesh:
         """Put a policy in force. Raises ``PolicyError`` and changes nothing when there is a mistake in it."""
         # What only a policy needs (pydantic, the model, the compiler) is imported with the first of them.
         from resilmesh.policy.check import check
+        from resilmesh.policy.document import Places
+        from resilmesh.policy.load import Loaded
 
         errors = [] if loaded.checked else [each for each in check(loaded) if each.severity == "error"]
         errors += self._missing(loaded)
@@ -243,6 +251,7 @@ class Mesh:
         if self._overrides:
             policy = policy.model_copy(update={"mesh": policy.mesh.model_copy(update=self._overrides)})
         self._swap(policy, pause)
+        self._loaded = Loaded(policy, loaded.source, loaded.places if len(policy.services) <= _PLACES_KEPT else Places(), checked=True)
         self._revision += 1
 
     def _swap(self, policy: Policy, pause: Callable[[], None] = lambda: None) -> None:
@@ -326,6 +335,32 @@ class Mesh:
         if not table.named(service, route)[0]:
             raise UnknownService(unknown(table, service, route))
         self._guarded.add((service, route))
+
+    # --------------------------------------------------------------------------------------- describing
+
+    def describe(self, service: str, *, route: str | None = None) -> Description:
+        """What applies to the calls of a route, or of a service where no route matches, in the order of decisions: data to assert on.
+
+        Every value with its unit and the place where it was written; overrides and active injections included. Of a policy
+        of more than a thousand services the places are not kept. Raises ``UnknownService``.
+        """
+        from resilmesh.describe import describe
+
+        loaded, table = self._loaded, self.table
+        if not table.named(service, route)[0]:
+            raise UnknownService(unknown(table, service, route))
+        index = table.by_name[service]
+        number = None if route is None else table.served(index).route_names[route]
+        return describe(loaded, index, number, self._injections, self._overrides)
+
+    def describe_request(self, method: str, url: str, *, headers: Mapping[str, str] | None = None) -> RequestDescription:
+        """Which service and route an HTTP request belongs to, why, and what applies to it. Raises ``ValueError`` for what is no URL."""
+        from resilmesh.describe import describe_request, lower, parse_url
+
+        loaded = self._loaded
+        host, port, target = parse_url(url)
+        found = self.table.locate(method.upper(), host, port, target, lower(headers))
+        return describe_request(loaded, found, host, port, self._injections, self._overrides)
 
     # -------------------------------------------------------------------------------------------- faults
 

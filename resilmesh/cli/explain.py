@@ -6,14 +6,11 @@ import argparse
 import json
 import sys
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from resilmesh.errors import PolicyError
 
 if TYPE_CHECKING:
     from resilmesh.policy.load import Loaded
-
-_PORTS = {"http": 80, "https": 443}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +53,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _explanation(loaded: Loaded, found: tuple[int, int | None] | None, host: str, port: int) -> dict[str, Any]:
     """What ``--json`` prints: service, route, why each, and the plan's values."""
-    from resilmesh.policy.explain import described, explain, matched_host
+    from resilmesh.describe import of_no_service, why_route, why_service
+    from resilmesh.policy.explain import explain, matched_host
 
     if found is None:
-        refused = loaded.policy.mesh.outbound == "REGISTRY_ONLY"
-        outcome = "the call is refused (outbound: REGISTRY_ONLY)" if refused else "the call is made without policy (outbound: ALLOW_ANY)"
-        return {"service": None, "route": None, "outcome": f"no service has the host {host}: {outcome}", "values": []}
+        return {"service": None, "route": None, "outcome": of_no_service(loaded, host), "values": []}
     service_index, route_index = found
     service = loaded.policy.services[service_index]
     routes = service.routes or []
@@ -69,7 +65,7 @@ def _explanation(loaded: Loaded, found: tuple[int, int | None] | None, host: str
     host_path = ("services", service_index, "hosts", matched[0]) if matched is not None else ("services", service_index)
     explained: dict[str, Any] = {
         "service": {
-            "name": service.name, "why": f"its host {matched[1]!r}" if matched is not None else "", "source": _source(loaded, host_path),
+            "name": service.name, "why": why_service(loaded, service_index, host, port), "source": _source(loaded, host_path),
         },
         "route": None,
         "passed_over": [route.name for route in routes[:route_index]],
@@ -78,9 +74,11 @@ def _explanation(loaded: Loaded, found: tuple[int, int | None] | None, host: str
         route = routes[route_index]
         explained["route"] = {
             "name": route.name,
-            "why": "first to match: " + (" | ".join(described(each) for each in route.match) if route.match else "every request"),
+            "why": why_route(loaded, service_index, route_index),
             "source": _source(loaded, ("services", service_index, "routes", route_index, "name")),
         }
+    else:
+        explained["why_no_route"] = why_route(loaded, service_index, None)
     explained["values"] = [
         {"name": each.name, "value": each.value, "source": each.source} for each in explain(loaded, service_index, route_index)
     ]
@@ -99,8 +97,7 @@ def _show(explained: dict[str, Any]) -> None:
         return
     rows = [("service", service["name"], f"{service['source']}  {service['why']}")]
     if route is None:
-        reason = "no route matches: the service's own blocks" if explained["passed_over"] else "the service has no routes"
-        rows.append(("route", "-", reason))
+        rows.append(("route", "-", explained["why_no_route"]))
     else:
         rows.append(("route", route["name"], f"{route['source']}  {route['why']}"))
     if explained["passed_over"]:
@@ -121,12 +118,9 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _url(text: str) -> tuple[str, int, str]:
-    """Host, port, and the path with its query."""
+    from resilmesh.describe import parse_url
+
     try:
-        url = urlsplit(text)
-        port = url.port or _PORTS.get(url.scheme)
+        return parse_url(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-    if port is None or not url.hostname:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a URL such as http://host/path")
-    return url.hostname, port, (url.path or "/") + (f"?{url.query}" if url.query else "")
+        raise argparse.ArgumentTypeError(str(error)) from None

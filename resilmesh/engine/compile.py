@@ -89,6 +89,11 @@ class Table:
         route = served.routes.find(method, target, headers)
         return True, served.plans[-1 if route is None else route]
 
+    def locate(self, method: str, host: str, port: int, target: str, headers: Headers) -> tuple[int, int | None] | None:
+        """Numbers of the service and the route of a request; ``None``: no service has the host."""
+        index = self._hosts.find(host, port)
+        return None if index is None else (index, self.served(index).routes.find(method, target, headers))
+
     def named(self, service: str, route: str | None) -> tuple[bool, Plan | None]:
         """Whether the policy has the service (and its route), and the plan."""
         index = self.by_name.get(service)

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of a plan. ``name`` is its path below the route; ``source`` is ``file:line:column`` or what else it comes from."""
+    """One value of a plan. ``name`` is its path below the route; ``source`` is ``file:line:column`` or what else it comes from.
+
+    ``unit`` is what a number counts (``percent``, ``requests``); a duration is text with its unit.
+    """
 
     name: str
     value: Any
     source: str
+    unit: str = ""
 
 
 BUILT_IN = "built-in default"
@@ -103,7 +107,7 @@ class _Explanation:
             for index, item in enumerate(value):
                 yield from self._flat(f"{name}[{index}]", item, field, None if path is None else (*path, index))
         else:
-            yield Value(name, _shown(value, field), BUILT_IN if path is None else self._place(path))
+            yield Value(name, _shown(value, field), BUILT_IN if path is None else self._place(path), _unit(field))
 
     def _derived(self, block: Block, attribute: str) -> tuple[Any, str] | None:
         """What an absent value means, and why, where that depends on other values of the plan."""
@@ -121,11 +125,14 @@ class _Explanation:
 
 def _shown(value: Any, field: FieldInfo) -> Any:
     """A value as the file would write it: durations with their unit."""
-    extra = field.json_schema_extra
-    unit = extra.get("x-unit") if isinstance(extra, dict) else None
-    if isinstance(value, float) and (unit == "duration" or field.alias == "size"):
+    if isinstance(value, float) and (_unit(field) == "duration" or field.alias == "size"):
         return format_duration(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _unit(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get("x-unit", "")) if isinstance(extra, dict) else ""
 
 
 def _bucket(limit: RateLimit, plan: Effective) -> tuple[str, str]:

@@ -66,11 +66,12 @@ def _is_installed() -> bool:
 def everything_imported() -> None:
     """A run in this process forgets what it has imported, and extension modules take being imported twice amiss."""
     mesh = resilmesh.Mesh.from_text("apiVersion: resilmesh/v1\nservices: [{name: svc, hosts: [svc.test]}]")
-    with httpx.Client(transport=resilmesh.http.Transport(mesh, inner=ScriptedTransport(200)), trust_env=False) as client:
+    service = ScriptedTransport(200)
+    with httpx.Client(transport=resilmesh.http.Transport(mesh, inner=service), trust_env=False) as client:
         client.get("http://svc.test/")
 
     async def nothing() -> None:
-        async with httpx.AsyncClient(transport=resilmesh.http.AsyncTransport(mesh, inner=ScriptedTransport(200)), trust_env=False) as client:
+        async with httpx.AsyncClient(transport=resilmesh.http.AsyncTransport(mesh, inner=service), trust_env=False) as client:
             await client.get("http://svc.test/")
 
     anyio.run(nothing, backend="asyncio")
