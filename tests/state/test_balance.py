@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from resilmesh.state.balance import Balancer
 from resilmesh.state.outlier import Endpoint, OutlierDetector, OutlierSettings
+from resilmesh.state.slowstart import SlowStart
 
 POLICIES = ["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM"]
 
 
-def cluster(policy, size, *, panic=0.0, seed=1):
-    endpoints = [Endpoint(f"10.0.0.{number}:80", {}) for number in range(size)]
+def cluster(policy, size, *, panic=0.0, seed=1, slow_start=None):
+    endpoints = [Endpoint(f"10.0.0.{number}:80", {}, slow_start) for number in range(size)]
     settings = OutlierSettings(1, None, None, False, 10.0, 30.0, 300.0, 100.0, panic)
     detector = OutlierDetector(settings, endpoints, lambda *event: None)
     return endpoints, detector, Balancer(policy, endpoints, detector, Random(seed))
@@ -111,3 +112,116 @@ def test_what_is_picked_is_healthy_and_untried_while_there_is_one(policy, size, 
     healthy = [each for each in endpoints if not each.ejected]
     picked = balancer.pick(1000.0, tried)
     assert picked in (([each for each in healthy if each not in tried] or healthy) if healthy else [None])
+
+
+# ------------------------------------------------------------------------------------------- slow start
+
+#: A hundredth at once, all of it after a hundred seconds: the per cent are the seconds.
+EASED = SlowStart(window=100.0, aggression=1.0, least=0.01)
+
+
+@pytest.mark.parametrize(("slow_start", "elapsed", "share"), [
+    (SlowStart(10.0, 1.0, 0.1), 0.0, 0.1),
+    (SlowStart(10.0, 1.0, 0.1), 0.9, 0.1),
+    (SlowStart(10.0, 1.0, 0.1), 2.5, 0.25),
+    (SlowStart(10.0, 1.0, 0.1), 10.0, 1.0),
+    (SlowStart(10.0, 2.0, 0.1), 2.5, 0.5),
+    (SlowStart(10.0, 0.5, 0.0), 5.0, 0.25),
+    (SlowStart(10.0, 1.0, 0.0), 0.0, 0.0001),  # Envoy: it has been there for a millisecond
+    (SlowStart(10.0, 1.0, 0.0), -5.0, 0.0001),
+    (SlowStart(1e9, 0.01, 0.0), 1.0, 1e-6),  # never nothing
+    (SlowStart(1e-4, 1.0, 0.0), 0.0, 1.0),
+])
+def test_the_share_grows_with_time(slow_start, elapsed, share):
+    assert slow_start.share(elapsed) == pytest.approx(share)
+
+
+def returned(policy, size, seed=1):
+    """A cluster whose first endpoint came back at 1030."""
+    endpoints, detector, balancer = cluster(policy, size, seed=seed, slow_start=EASED)
+    balancer.pick(1000.0)
+    eject(detector, endpoints[0])
+    assert endpoints[0] not in {balancer.pick(1029.0) for _ in range(20)}
+    balancer.pick(1030.0)
+    assert not endpoints[0].ejected
+    return endpoints, detector, balancer
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seconds", [10, 30, 60, 100])
+def test_who_comes_back_gets_its_share(policy, seconds):
+    endpoints, _, balancer = returned(policy, 4)
+    picked = Counter(balancer.pick(1030.0 + seconds) for _ in range(8000))
+    assert picked[endpoints[0]] / 8000 == pytest.approx(seconds / (300 + seconds), abs=0.02)
+    others = [picked[each] for each in endpoints[1:]]
+    assert max(others) - min(others) < (3 if policy == "ROUND_ROBIN" else 400)
+
+
+def test_an_eased_endpoint_is_seldom_drawn_and_then_preferred_if_it_is_less_loaded():
+    endpoints, _, balancer = returned("LEAST_REQUEST", 4)
+    for each in endpoints[1:]:
+        each.in_flight = 50
+    picked = Counter(balancer.pick(1040.0) for _ in range(8000))
+    assert picked[endpoints[0]] / 8000 == pytest.approx(1 - (1 - 10 / 310) ** 2, abs=0.02)
+    endpoints[0].in_flight = 100
+    picked = Counter(balancer.pick(1040.0) for _ in range(8000))
+    assert picked[endpoints[0]] / 8000 == pytest.approx((10 / 310) ** 2, abs=0.01)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_only_one_that_is_left_gets_every_call_however_small_its_share(policy):
+    endpoints, detector, balancer = returned(policy, 2)
+    assert balancer.pick(1030.0, [endpoints[1]]) is endpoints[0]
+    eject(detector, endpoints[1])
+    assert {balancer.pick(1030.0) for _ in range(50)} == {endpoints[0]}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_all_that_are_eased_alike_share_alike(policy):
+    endpoints, detector, balancer = cluster(policy, 3, slow_start=EASED)
+    balancer.pick(1000.0)
+    eject(detector, *endpoints)
+    assert balancer.pick(1029.0) is None
+    picked = Counter(balancer.pick(1030.0) for _ in range(6000))
+    assert all(1800 < picked[each] < 2200 for each in endpoints)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_who_a_new_policy_adds_is_eased_from_its_first_chance_on_and_the_first_ones_are_not(policy):
+    endpoints, detector, balancer = cluster(policy, 2, slow_start=EASED)
+    assert [each.share(1000.0) for each in endpoints] == [1.0, 1.0]
+    new = Endpoint("10.0.0.9:80", {}, EASED)
+    detector.retune(detector.settings, [*endpoints, new])
+    balancer.retune(policy, [*endpoints, new])
+    for now, share in ((5000.0, 1 / 201), (5050.0, 50 / 250), (5100.0, 100 / 300)):
+        picked = Counter(balancer.pick(now) for _ in range(4000))
+        assert picked[new] / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_whoever_returns_because_nothing_is_detected_any_more_is_eased():
+    endpoints, detector, balancer = cluster("RANDOM", 2, slow_start=EASED)
+    eject(detector, endpoints[0])
+    detector.retune(None, endpoints)
+    balancer.pick(1050.0)
+    assert [each.share(1060.0) for each in endpoints] == [0.1, 1.0]
+
+
+def test_nobody_is_looked_at_while_nobody_is_eased():
+    _, detector, balancer = returned("ROUND_ROBIN", 3)
+    balancer.pick(1129.0)
+    assert balancer._seen != detector.version
+    balancer.pick(1130.0)
+    assert balancer._seen == detector.version
+
+
+@given(policy=st.sampled_from(POLICIES), size=st.integers(1, 4), seed=st.integers(0, 99), data=st.data())
+def test_a_pick_ends_with_someone_healthy_whoever_is_eased(policy, size, seed, data):
+    endpoints, detector, balancer = cluster(policy, size, seed=seed, slow_start=SlowStart(100.0, 0.01, 0.0))
+    for each in endpoints:
+        each.came_at = data.draw(st.sampled_from([900.0, 950.0, 1000.0, 2000.0, float("inf"), float("-inf")]))
+    numbers = st.sets(st.integers(0, size - 1))
+    eject(detector, *(endpoints[each] for each in data.draw(numbers, "ejected")))
+    tried = [endpoints[each] for each in data.draw(numbers, "tried")]
+    healthy = [each for each in endpoints if not each.ejected]
+    for _ in range(3):
+        assert balancer.pick(1000.0, tried) in (([each for each in healthy if each not in tried] or healthy) if healthy else [None])
