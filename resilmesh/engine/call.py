@@ -180,7 +180,7 @@ class Call:
             if gate is not None:
                 if gate.in_flight >= gate.limit or gate.queue:
                     return self._queue(now, gate)
-                gate.in_flight += 1  # Concurrency.enter, inlined: no call may come between the question and this line
+                gate.in_flight += 1  # no call may come between the question and this line
                 self._gate = gate
             # The split is drawn once per call: a retry stays in the subset that its call was sent to.
             self._balancer = plan.balancer if plan.split is None else plan.split.choose(plan.rng.random())
@@ -592,7 +592,7 @@ class Call:
         gate = self._gate
         if gate is not None:
             self._gate = None
-            gate.in_flight -= 1  # Concurrency.leave, inlined
+            gate.in_flight -= 1  # before the question: who waits asks in the other order
             if gate.queue:
                 gate.hand_out()
         breaker = self.plan.breaker

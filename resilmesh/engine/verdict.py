@@ -140,7 +140,5 @@ class Answer:
 
 #: A finished success, such as a function that returned.
 OK = Answer(Verdict.SUCCESS)
-#: A success whose body is still to come.
-OK_STREAMING = Answer(Verdict.SUCCESS, complete=False)
 #: An attempt that says nothing about the service.
 NO_VERDICT = Answer(Verdict.IGNORED)

@@ -1,6 +1,7 @@
 """Concurrency limit: how many calls may be in flight, with a bounded first-in-first-out queue.
 
-A call enters at once while slots are free and nobody waits. Otherwise it takes a ticket; a slot that is
+A call enters at once while slots are free and nobody waits: `Call.start` takes the slot, without a call between the
+question and the taking, and whoever holds it frees it first and then hands out. Otherwise it takes a ticket; a slot that is
 given up goes to the oldest ticket, whose waker is called outside the lock. A waker that raises (its event
 loop is closed, its caller gone) has its ticket revoked and the slot goes to the next in line.
 
@@ -46,19 +47,6 @@ class Concurrency:
         self.limit, self.max_pending = limit, max_pending
         self.hand_out()
 
-    def enter(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
-        if self.in_flight < self.limit and not self.queue:
-            self.in_flight += 1
-            return True
-        return False
-
-    def leave(self) -> None:
-        """Give a slot up; the oldest waiter gets it."""
-        self.in_flight -= 1
-        if self.queue:
-            self.hand_out()
-
     def wait(self, ticket: Ticket) -> bool:
         """Stand in the queue with a new ticket, which may be granted at once; False when the queue is full."""
         with self._lock:
@@ -98,7 +86,9 @@ class Concurrency:
             if was is WAITING:
                 self.queue.remove(ticket)
         if was is GRANTED or was is TAKEN:
-            self.leave()
+            self.in_flight -= 1
+            if self.queue:
+                self.hand_out()
 
     def hand_out(self) -> None:
         """Give free slots to the oldest waiters."""
@@ -106,7 +96,7 @@ class Concurrency:
             with self._lock:
                 if not self.queue or self.in_flight >= self.limit:
                     return
-                # Before the first call (popleft), or `enter` on another thread could take the same slot.
+                # Before the first call (popleft), or a call that begins on another thread could take the same slot.
                 self.in_flight += 1
                 ticket = self.queue.popleft()
                 ticket.state = GRANTED
