@@ -444,3 +444,40 @@ def test_question_9_a_success_of_an_earlier_half_open_does_not_count():
     assert world.start()[1] is SEND, "one place is still free: nothing was counted"
     probe.answered(world.now, 1, OK)
     assert state(world) == "HALF_OPEN"
+
+
+RATES = (
+    "endpoints: [{address: '10.0.0.1:80'}]\n"
+    "outlierDetection: {consecutive5xxErrors: null, interval: 1s, splitExternalLocalOriginErrors: %s,\n"
+    "                   failurePercentage: {threshold: 100, minimumHosts: 1, requestVolume: 1}}\n"
+)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize(("split", "external", "local"), [("false", 50.0, None), ("true", 60.0, 500 / 6)])
+def test_rates_count_every_answer_once_and_a_body_that_breaks_once_more(split, external, local, observed):
+    """Of ENVOY.md's kinds: 200, 200 with a body, 200 whose body breaks, and two 503."""
+    world = World(RATES % split, observed=observed)
+    world.run(OK)
+    for verdict in (Verdict.SUCCESS, Verdict.FAILURE):
+        call = world.flying()
+        call.answered(world.now, 1, OPEN)
+        call.ended(world.now, 1, verdict)
+    world.run(S503)
+    world.run(S503)
+    world.clock.jump(1.0)
+    world.start()
+    shown = world.mesh.snapshot()["services"]["s"]["endpoints"]["10.0.0.1:80"]
+    # Split: 3 of 5 answers; of the connections 5 were good and one broke.
+    assert shown["successRate"] == pytest.approx(external)
+    assert shown["localOriginSuccessRate"] == (None if local is None else pytest.approx(local))
+
+
+def test_what_a_fault_makes_up_is_in_no_rate():
+    world = World(RATES % "false" + "fault: {abort: {httpStatus: 503}, scope: ATTEMPT}\n")
+    for _ in range(5):
+        call = world.flying()
+        call.answered(world.now, 1, status(503, injected=True))
+    world.clock.jump(1.0)
+    world.start()
+    assert world.mesh.snapshot()["services"]["s"]["endpoints"]["10.0.0.1:80"]["successRate"] is None

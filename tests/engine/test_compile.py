@@ -177,3 +177,31 @@ def test_only_a_status_that_is_a_success_slows_successes_down(statuses, quick):
     assert world.plan().quick is quick
     if statuses.isdigit():
         assert world.run(status(int(statuses))).attempts == 2
+
+
+SLOW = "loadBalancer: {slowStart: {window: 100s, minWeightPercent: 1}}\n"
+
+
+def test_an_endpoint_that_a_reload_adds_to_a_service_in_use_is_eased():
+    world = World(SLOW + "endpoints: [{address: '10.0.0.1:80'}, {address: '10.0.0.2:80'}]\n")
+    for _ in range(4):
+        world.run(OK)
+    shares = world.mesh.snapshot()["services"]["s"]["endpoints"]
+    assert [each["slowStartShare"] for each in shares.values()] == [1.0, 1.0]
+    world.apply(SLOW + "endpoints: [{address: '10.0.0.1:80'}, {address: '10.0.0.3:80'}]\n")
+    for _ in range(200):
+        world.run(OK)
+    shown = world.mesh.snapshot()["services"]["s"]["endpoints"]
+    assert shown["10.0.0.3:80"]["requests"] < 15
+    assert [each["slowStartShare"] for each in shown.values()] == [1.0, 0.01]
+    world.clock.jump(50.0)
+    assert world.mesh.snapshot()["services"]["s"]["endpoints"]["10.0.0.3:80"]["slowStartShare"] == pytest.approx(0.5)
+    world.apply("endpoints: [{address: '10.0.0.1:80'}, {address: '10.0.0.3:80'}]\n")
+    assert world.mesh.snapshot()["services"]["s"]["endpoints"]["10.0.0.3:80"]["slowStartShare"] == 1.0
+
+
+def test_the_endpoints_of_a_service_that_is_new_are_not_eased():
+    world = World("hosts: [s]\n")
+    world.apply(SLOW + "endpoints: [{address: '10.0.0.1:80'}, {address: '10.0.0.2:80'}]\n")
+    world.run(OK)
+    assert [each["slowStartShare"] for each in world.mesh.snapshot()["services"]["s"]["endpoints"].values()] == [1.0, 1.0]
