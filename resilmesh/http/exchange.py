@@ -116,7 +116,7 @@ class Exchange(Wire):
         sent.__dict__.update(request.__dict__)
         sent.extensions = extensions = request.extensions.copy()
         if moves:
-            sent.url = request.url.copy_with(host=endpoint.host, port=endpoint.port)  # type: ignore[union-attr]  # see `moves`
+            sent.url = self.library.moved(request.url, endpoint.host, endpoint.port)  # type: ignore[union-attr]  # see `moves`
             extensions.setdefault("sni_hostname", request.url.host)
         if bounds:
             extensions["timeout"] = self._timeouts(extensions.get("timeout"), _ALL_TIMEOUTS if lane.foreign else _POOL_TIMEOUT)

@@ -11,6 +11,7 @@ a proxy, which dials for us.
 from __future__ import annotations
 
 import threading
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from resilmesh.http import pool
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from resilmesh.http.library import Library
     from resilmesh.http.mirror import TaskCopies, ThreadCopies
     from resilmesh.state.outlier import Endpoint
+
+
+#: What the HTTPTransport of httpx and httpx2 takes. Known here, so that a slip is told where it is made: neither is imported.
+OPTIONS = (
+    "verify", "cert", "trust_env", "http1", "http2", "limits", "proxy", "uds", "local_address", "retries", "socket_options",
+)
 
 
 class Lane:
@@ -37,12 +44,17 @@ class Lane:
         #: The endpoint is written into the URL, in place of being dialled.
         self.rewrites = rewrites
 
+
 class Lanes:
     """The lanes of one transport. ``kind`` is the name of the library's own transport class."""
 
     def __init__(self, kind: str, inner: Any, options: dict[str, Any], copies: ThreadCopies | TaskCopies) -> None:
         if inner is not None and options:
             raise TypeError(f"give {', '.join(options)} to the inner transport: with inner= they would have no effect")
+        for name in options.keys() - OPTIONS:
+            close = get_close_matches(name, OPTIONS, 1)
+            hint = f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(OPTIONS)}"
+            raise TypeError(f"there is no option {name!r}{hint}")
         self._kind = kind
         #: The transport that the user gave; it is entered and closed with ours.
         self.given = inner

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -90,6 +91,8 @@ class Service:
     seen: list[Seen] = field(default_factory=list)
     #: Everything after the script.
     otherwise: Act = OK
+    #: Speaks TLS with it.
+    tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -114,6 +117,15 @@ class Service:
             threading.Thread(target=self._serve, args=(connection, number), daemon=True).start()
 
     def _serve(self, connection: socket.socket, number: int) -> None:
+        if self.tls is not None:
+            try:
+                secured = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                secured = connection  # the client does not trust us, and has gone
+            with self._lock:
+                self._open.discard(connection)
+                self._open.add(secured)
+            connection = secured
         # ValueError: a request that breaks off in the middle of a chunk.
         with connection, contextlib.suppress(OSError, ValueError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

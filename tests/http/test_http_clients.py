@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import inspect
 import re
 import socket
 import threading
@@ -21,6 +22,7 @@ from http_service import Service, answer, drip_body, raw
 
 import resilmesh
 from resilmesh.http import AsyncTransport, Transport
+from resilmesh.http.lanes import OPTIONS
 
 URL = "http://svc.test/things"
 RETRY = "{maxRetries: 2, retryOn: [5xx], backoff: {base: 1ms}}"
@@ -447,6 +449,17 @@ def test_wrap_keeps_what_the_client_is(driver: Driver, service: Service, proxy: 
         assert client.get(URL).status_code == 200
     assert len(proxy.asked) == 1
     assert nothing_in_flight(mesh)
+
+
+def test_an_option_that_does_not_exist_is_refused_at_once(driver: Driver) -> None:
+    with pytest.raises(TypeError, match="no option 'verfy': did you mean 'verify'"):
+        driver.transport(mesh_of("127.0.0.1:1"), verfy=False)
+    with pytest.raises(TypeError, match="no option 'zzz'; there are verify, cert, "):
+        driver.transport(mesh_of("127.0.0.1:1"), zzz=1)
+
+
+def test_the_options_are_those_of_the_client(driver: Driver) -> None:
+    assert tuple(inspect.signature(type(driver.plain_transport())).parameters) == OPTIONS
 
 
 def test_wrapping_twice(driver: Driver, service: Service) -> None:

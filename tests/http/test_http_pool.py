@@ -147,6 +147,20 @@ def test_a_torn_connection_refuses_to_go_on(library: ModuleType, service: Servic
     stream.close()
 
 
+@pytest.mark.parametrize("address", [("10.0.0.1", 8080), ("::1", 80), ("Häuser.TEST", 443), ("inner.test", 80)])
+@pytest.mark.parametrize("url", ["http://user:pw@svc.test/a%20b?c=d&e#f", "https://svc.test:8443", "http://svc.test/?"])
+def test_a_url_is_moved_as_the_client_would(library: ModuleType, url: str, address: tuple[str, int]) -> None:
+    host, port = address
+    before = library.URL(url)
+    expected = before.copy_with(host=host, port=port)
+    for _ in range(2):
+        moved = named(library.__name__).moved(before, host, port)
+        assert type(moved) is library.URL
+        assert vars(moved) == vars(expected)
+        assert (moved, moved.raw_path, moved.netloc) == (expected, expected.raw_path, expected.netloc)
+    assert before == library.URL(url)
+
+
 def test_the_library_is_known_by_the_request(library: ModuleType) -> None:
     class Own(library.Request):  # type: ignore[misc, name-defined]  # a parameter
         pass
