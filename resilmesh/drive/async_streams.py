@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from resilmesh.drive.context import DEADLINE, unset
 from resilmesh.drive.exchange import CoroutineExchange
 from resilmesh.drive.runtime import in_trio
-from resilmesh.drive.streams import Flow, _made
+from resilmesh.drive.streams import OK_STREAMING, Flow, made
 from resilmesh.engine.plan import INFINITY
-from resilmesh.engine.verdict import OK, OK_STREAMING, Answer, Verdict
+from resilmesh.engine.verdict import OK, Answer, Verdict
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -96,7 +96,7 @@ class AsyncStream(Flow, AsyncGenerator[Any, Any]):
             self._running = False
 
     async def athrow(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:
-        error = _made(kind, value, trace)
+        error = made(kind, value, trace)
         self._enter("athrow")
         try:
             generator, fresh, self._fresh = self._generator, self._fresh, False

@@ -132,6 +132,6 @@ def _looks_at_results(tenacity: Any, retry: Any) -> bool:
         return any(_looks_at_results(tenacity, each) for each in retry.retries)
     if isinstance(retry, tenacity.retry_all):
         return all(_looks_at_results(tenacity, each) for each in retry.retries)
-    exceptions_only = (tenacity.retry_if_exception, tenacity.retry.retry_if_exception_cause_type, type(tenacity.retry_never))
+    exceptions_only = (tenacity.retry_if_exception, tenacity.retry_if_exception_cause_type, type(tenacity.retry_never))
     asked = cast(Callable[..., bool], type(retry).__call__)
     return all(asked is not each.__call__ for each in exceptions_only)

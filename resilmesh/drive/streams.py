@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from resilmesh.drive.context import DEADLINE
 from resilmesh.drive.exchange import FunctionExchange
 from resilmesh.engine.plan import INFINITY
-from resilmesh.engine.verdict import OK, OK_STREAMING, Answer, Verdict
+from resilmesh.engine.verdict import OK, Answer, Verdict
 from resilmesh.errors import DeadlineExceeded
 from resilmesh.units import format_duration
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from resilmesh.drive.guard import Guard
     from resilmesh.engine.call import Call, FallbackReason, Step
+
+#: The first item of a stream, of which more is to come.
+OK_STREAMING = Answer(Verdict.SUCCESS, complete=False)
 
 
 class Flow:
@@ -166,7 +169,7 @@ class Stream(Flow, Generator[Any, Any, Any]):
             self._running = False
 
     def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:
-        error = _made(kind, value, trace)
+        error = made(kind, value, trace)
         if self._running:
             raise ValueError("generator already executing")
         self._running = True
@@ -263,7 +266,7 @@ class Stream(Flow, Generator[Any, Any, Any]):
         self._orphan()
 
 
-def _made(kind: Any, value: Any, trace: TracebackType | None) -> BaseException:
+def made(kind: Any, value: Any, trace: TracebackType | None) -> BaseException:
     """The exception that ``throw`` is given, of which there are three ways (two of them deprecated)."""
     if isinstance(kind, BaseException):
         if value is not None:
