@@ -58,11 +58,11 @@ def _scenario(result: Result) -> str:
     lines = [
         f"## {what.name}", "", what.question, "",
         f"Traffic: {what.traffic}, {what.workers} at once at most{processes}{rounds}. Policy: [below](#policy-of-{what.name}).", "",
-        *_table(report.rows(result)),
+        *_table(report.rows(result), numbers=len(result.planes)),
     ]
-    lines += [f"\n**{line.strip()}.**" for line in report.disturbed(result) if line]
+    lines += [line if not line else f"- **{line.strip()}**" for line in report.disturbed(result)]
     if result.judgements:
-        lines += ["", f"Library and sidecar, {report.counted(result.judgements)}:", "", *_table(_judged(result))]
+        lines += ["", f"Library and sidecar, {report.counted(result.judgements)}:", "", *_table(_judged(result), numbers=3)]
     return "\n".join(lines)
 
 
@@ -94,7 +94,8 @@ def _costs(result: Result) -> str:
         f"From {result.rounds} interleaved rounds of steady. Medians; in brackets the ratio to bare of the same round, as",
         "least-median-greatest.",
         "The services answer at once, so the ratios of latency are the worst case.", "",
-        *(f"**{line.strip()}**" for line in report.restless(result.costs)), *_table(report.cost_rows(result.costs)), "",
+        *(f"**{line.strip()}**" for line in report.restless(result.costs)),
+        *_table(report.cost_rows(result.costs), numbers=len(result.costs)), "",
         "### What the library does worse", "", *(f"{line.strip()}  " for line in report.what_is_worse(result.costs)[1:]),
     ))
 
@@ -114,9 +115,10 @@ def _policies(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def _table(rows: Sequence[Sequence[str]], numbers: int = 0) -> list[str]:
+    """A table, in which that many columns after the first hold numbers."""
     head, *body = rows
-    return [_row(head), _row(["---"] + ["---:" if len(head) > 4 else "---"] * (len(head) - 1)), *map(_row, body)]
+    return [_row(head), _row(["---:" if 1 <= place <= numbers else "---" for place in range(len(head))]), *map(_row, body)]
 
 
 def _row(cells: Iterable[str]) -> str:
