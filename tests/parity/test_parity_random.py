@@ -2,8 +2,8 @@
 
 A seed makes one policy, its requests and what the services do with each attempt, and nothing that happens is left to
 chance: one request at a time but for a few batches, shares of 0 or 100 %, limits that no clock refills, waits that are
-far apart. What the model calls approximate or library-only is not drawn. ``RESILMESH_PARITY_SEEDS=1000:1200`` runs
-those seeds in place of the few that every run has.
+far apart. What the model calls approximate or library-only is not drawn, nor are mirrors, whose copies take their own time.
+``RESILMESH_PARITY_SEEDS=1000:1200`` runs those seeds in place of the few that every run has.
 """
 
 from __future__ import annotations
@@ -108,6 +108,8 @@ class Draw:
             endpoints = [{"address": self._nobody}]
         made: Json = {"name": f"s{number}", "hosts": hosts, "endpoints": endpoints}
         made |= self._blocks(outliers=len(endpoints) == 1, at="service")
+        if self.maybe(0.1):
+            made["rewrite"] = self._rewrite(host=True)
         if not refused and self.maybe(0.4):
             made["subsets"] = [{"name": name, "labels": {"at": name}} for name in group]
             made["split"] = self._split(group)
@@ -115,7 +117,8 @@ class Draw:
             made["loadBalancer"] = self.rng.choice(["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM"])
         if self.maybe(0.2):
             made["connectTimeout"] = "2s"
-        routes = [self._route(f"r{index}", group if "subsets" in made else []) for index in range(self.rng.randint(0, 4))]
+        subsets = group if "subsets" in made else []
+        routes = [self._route(f"r{index}", subsets, has_endpoints=True) for index in range(self.rng.randint(0, 4))]
         if outlier := made.get("outlierDetection"):
             # A retry that finds nobody left, and ejections of a route with a limit of its own: differences that the notes state.
             made["retries"] = None
@@ -132,7 +135,7 @@ class Draw:
         if made["mode"] != "ENFORCE":
             self._bare.append(host)
         if self.maybe(0.5):
-            made["routes"] = [self._route("r0", [])]
+            made["routes"] = [self._route("r0", [], has_endpoints=False)]
         return made
 
     def _hosts(self, number: int) -> list[str]:
@@ -145,8 +148,10 @@ class Draw:
         weights = self.rng.choice([[100, 0, 0], [0, 0, 7], [1, 2, 3]])[:len(group)]
         return [{"subset": name, "weight": weight if any(weights) else 1} for name, weight in zip(group, weights, strict=True)]
 
-    def _route(self, name: str, subsets: list[str]) -> Json:
+    def _route(self, name: str, subsets: list[str], *, has_endpoints: bool) -> Json:
         made: Json = {"name": name, **self._blocks(outliers=False, at="route")}
+        if self.maybe(0.25):
+            made["rewrite"] = self._rewrite(host=has_endpoints)
         if self.maybe(0.9):
             made["match"] = self.matches()
         if subsets and self.maybe(0.4):
@@ -201,7 +206,11 @@ class Draw:
             made["concurrency"] = {"maxRequests": self.rng.randint(1, 3)}
         if outliers and self.maybe(0.3):
             made["outlierDetection"] = self._outliers()
-        for name in ("retries", "timeout", "fault", "rateLimit", "concurrency"):
+        if self.maybe(0.2):
+            made["headers"] = self._headers()
+        if self.maybe(0.2) and at != "route":
+            made["classify"] = self._classify()
+        for name in ("retries", "timeout", "fault", "rateLimit", "concurrency", "headers", "classify"):
             if at != "defaults" and name not in made and self.maybe(0.06):
                 made[name] = None
         return made
@@ -240,8 +249,47 @@ class Draw:
             made["burst"] = self.rng.randint(1, 8)
         if at == "route" and self.maybe(0.3):
             made["scope"] = "ROUTE"
+        if self.maybe(0.4):
+            made["descriptor"] = {"header": self.rng.choice(_NAMES), "maxValues": self.rng.choice([1, 2, 3, 100])}
         # A later limit that refuses would have spent the earlier's token: a difference that the notes state.
         return [made, {"requests": 1000}] if self.maybe(0.3) else made
+
+    def _headers(self) -> Json:
+        """Changes to what a service sees. Envoy changes the answers that it makes itself too, so responses are left alone."""
+        names = [*_NAMES, "x-call-of", "cookie", "accept-language"]
+        values = ["1", "100%", "%REQ(x-a)%", "%%", "", "a, b", "caf\xe9"]
+        made: Json = {}
+        for operation in ("set", "add"):
+            if self.maybe(0.6):
+                made[operation] = {name: self.rng.choice(values) for name in self.rng.sample(names, self.rng.randint(1, 2))}
+        if self.maybe(0.4) or not made:
+            made["remove"] = self.rng.sample(names, self.rng.randint(1, 3))
+        return {"request": made}
+
+    def _rewrite(self, *, host: bool) -> Json:
+        made: Json = {}
+        if host and self.maybe(0.4):
+            made["host"] = self.rng.choice(["other.test", "Other.test:81", "[::1]:80", "10.0.0.1"])
+        if not made or self.maybe(0.6):
+            # A path that loses its first slash is a difference that the model states.
+            made |= self.rng.choice([
+                {"path": self.rng.choice(["/", "/z", "/z/", "/a%20b", "/<z>", "//", "/{z}%"])},
+                {"pathRegex": {
+                    "match": self.rng.choice(["/a", "/(a)?", "[^/]*$$", "b*", "(.)(b)", "/+", r"\b", "(?i)A", "%2F"]),
+                    "rewrite": self.rng.choice(["/z", r"/\0", "/é", r"/\\x", "/ /"]),
+                }},
+            ])
+        return made
+
+    def _classify(self) -> Json:
+        made: Json = {}
+        if self.maybe(0.5):
+            made["failureStatuses"] = self.rng.sample([404, 409, 429, 200, 302, 503], self.rng.randint(1, 3))
+        if self.maybe(0.5):
+            made["successStatuses"] = self.rng.sample([500, 502, 504, 505, 599], self.rng.randint(1, 3))
+        if not made or self.maybe(0.3):
+            made["failureHeaders"] = {"x-twice": self._string_match(["1", "2", "3"])}
+        return made
 
     def _outliers(self) -> Json:
         made: Json = {"baseEjectionTime": "60s"}
