@@ -157,8 +157,9 @@ class Plan:
         self.verdict_of = of_status if classes is None else classes.of_status
         #: Nothing stands above the deadline: no OBSERVE, no fault of call scope.
         self.plain = mode == "ENFORCE" and self.fault is None
-        #: A success without a retry word needs no second look: no OBSERVE, and retryOn lists no status that is a success.
-        self.quick = mode == "ENFORCE" and (
+        #: A success without a retry word needs no second look: no OBSERVE, no answer that a fault made up, and retryOn lists
+        #: no status that is a success.
+        self.quick = mode == "ENFORCE" and self.drill is None and (
             retries is None or all(self.verdict_of(status)[0] is not Verdict.SUCCESS for status in retries.statuses)
         )
         self.fallback = fallback

@@ -98,6 +98,15 @@ def test_percents_that_are_not_whole() -> None:
     ]
 
 
+def test_rates_that_envoy_takes_otherwise() -> None:
+    found = notes(f"services: [{{name: a, {ENDPOINT}, outlierDetection: {{successRate: {{stdevFactor: 1.2345}}}}}}]")
+    shown = [(note.block, note.message) for note in found]
+    assert shown == [("outlierDetection.successRate.stdevFactor", "Envoy takes thousandths: 1.234")]
+    (note,) = notes(f"services: [{{name: a, {ENDPOINT}, outlierDetection: {{successRate: {{}}, failurePercentage: {{}}}}}}]")
+    assert (note.block, note.fidelity) == ("outlierDetection", "approximate")
+    assert "counts an endpoint that successRate and failurePercentage eject at once as two" in note.message
+
+
 def test_words_of_grpc_on_a_service_that_speaks_none() -> None:
     found = blocks(f"services: [{{name: a, {ENDPOINT}, retries: {{retryOn: [unavailable], retryAfter: null}}}}]")
     assert ("retries.retryOn", "approximate") in found

@@ -84,6 +84,37 @@ def test_outlier_detection_says_all_it_enforces() -> None:
     assert made["common_lb_config"]["healthy_panic_threshold"] == {"value": 20.0}
 
 
+def test_rates_are_enforced_where_they_are_written() -> None:
+    made = cluster(service("outlierDetection: {successRate: {stdevFactor: 1.5}}"))["outlier_detection"]
+    rates = {key: made[key] for key in made if "success_rate" in key or "failure_percentage" in key}
+    assert rates == {
+        "enforcing_success_rate": 100, "enforcing_local_origin_success_rate": 100,
+        "success_rate_minimum_hosts": 5, "success_rate_request_volume": 100, "success_rate_stdev_factor": 1500,
+        "enforcing_failure_percentage": 0, "enforcing_failure_percentage_local_origin": 0,
+    }
+    made = cluster(service("outlierDetection: {failurePercentage: {}}"))["outlier_detection"]
+    rates = {key: made[key] for key in made if "success_rate" in key or "failure_percentage" in key}
+    assert rates == {
+        "enforcing_success_rate": 0, "enforcing_local_origin_success_rate": 0,
+        "enforcing_failure_percentage": 100, "enforcing_failure_percentage_local_origin": 100,
+        "failure_percentage_minimum_hosts": 5, "failure_percentage_request_volume": 50, "failure_percentage_threshold": 85,
+    }
+
+
+@pytest.mark.parametrize(("policy", "where"), [
+    ("ROUND_ROBIN", "round_robin_lb_config"), ("LEAST_REQUEST", "least_request_lb_config"), ("RANDOM", None),
+])
+def test_slow_start_is_a_balancers(policy: str, where: str | None) -> None:
+    made = cluster(service(f"loadBalancer: {{policy: {policy}, slowStart: {{window: 30s, aggression: 2}}}}"))
+    assert made["lb_policy"] == policy
+    written = {key: value for key, value in made.items() if key.endswith("_lb_config") and key != "common_lb_config"}
+    slow = {
+        "slow_start_window": "30s", "min_weight_percent": {"value": 10.0},
+        "aggression": {"default_value": 2.0, "runtime_key": "resilmesh.slow_start.aggression"},
+    }
+    assert written == ({} if where is None else {where: {"slow_start_config": slow}})
+
+
 @pytest.mark.parametrize(("blocks", "expected"), [
     ("concurrency: {maxRequests: 7}", {"max_requests": 7}),
     ("concurrency: {maxRequests: 7, maxPending: 3}", {"max_requests": 7, "max_connections": 7, "max_pending_requests": 3}),
