@@ -107,6 +107,8 @@ class Attempts:
     __slots__ = ("_guard",)
 
     def __init__(self, guard: Guard) -> None:
+        if guard.fallback is not None:
+            raise TypeError("there is no fallback= for a block of code: catch the exception, or guard a function")
         self._guard = guard
 
     def __iter__(self) -> Iterator[Attempt]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -110,6 +110,19 @@ class GuardBlocking(Function):
         return guarded()
 
 
+class StreamBlocking(Function):
+    """A generator function that gives one item, and ends."""
+
+    runtime = "plain"
+
+    async def run(self, world: World, outcomes: list[str]) -> str:
+        def stream() -> Iterator[str]:
+            yield _act(plainly(world.happen(outcomes)))
+
+        [item] = world.mesh.guard("svc", idempotent=world.scenario.idempotent)(stream)()
+        return item
+
+
 class AttemptsBlocking(Function):
     runtime = "plain"
 
@@ -138,6 +151,15 @@ class Awaiting(Function):
 class GuardAwaiting(Awaiting):
     async def run(self, world: World, outcomes: list[str]) -> str:
         return await world.mesh.guard("svc", idempotent=world.scenario.idempotent)(self.work)(world, outcomes)
+
+
+class StreamAwaiting(Awaiting):
+    async def run(self, world: World, outcomes: list[str]) -> str:
+        async def stream() -> AsyncIterator[str]:
+            yield await self.work(world, outcomes)
+
+        [item] = [item async for item in world.mesh.guard("svc", idempotent=world.scenario.idempotent)(stream)()]
+        return item
 
 
 class AttemptsAwaiting(Awaiting):
@@ -230,6 +252,9 @@ DRIVERS: dict[str, Callable[[], Driver]] = {
     "guard": GuardBlocking,
     "guard-asyncio": lambda: GuardAwaiting("asyncio"),
     "guard-trio": lambda: GuardAwaiting("trio"),
+    "stream": StreamBlocking,
+    "stream-asyncio": lambda: StreamAwaiting("asyncio"),
+    "stream-trio": lambda: StreamAwaiting("trio"),
     "attempts": AttemptsBlocking,
     "attempts-asyncio": lambda: AttemptsAwaiting("asyncio"),
     "attempts-trio": lambda: AttemptsAwaiting("trio"),

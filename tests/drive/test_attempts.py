@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 
 import resilmesh
@@ -418,3 +420,26 @@ async def test_a_doubt_about_repeating_is_said_once(caplog: pytest.LogCaptureFix
         for _ in range(5):
             await run(mesh, failing())
     assert [record.getMessage().startswith("svc: the policy has retries, but nothing says") for record in caplog.records] == [True]
+
+
+async def test_a_blocking_loop_in_a_coroutine_is_told_before_it_waits() -> None:
+    mesh = mesh_of(retries=RETRY, concurrency="{maxRequests: 1}")
+    await run_blocking(mesh, failing())  # which waits for nothing
+    with pytest.warns(RuntimeWarning, match="blocks the event loop while it waits: write `async for`") as told:
+        assert await run_blocking(mesh, failing(1)) == "result of 2"
+    assert (len(told), told[0].filename, idle(mesh)) == (1, __file__, True)
+    with warnings.catch_warnings(action="error"):
+        assert await anyio.to_thread.run_sync(lambda: plain_loop(mesh)) == 2
+
+
+def test_a_blocking_loop_elsewhere_is_as_it_should_be() -> None:
+    with warnings.catch_warnings(action="error"):
+        assert plain_loop(mesh_of(retries=RETRY)) == 2
+
+
+def plain_loop(mesh: resilmesh.Mesh) -> int:
+    for attempt in mesh.attempts("svc"):
+        with attempt:
+            if attempt.number == 1:
+                raise Trouble
+    return attempt.number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 import resilmesh
-from resilmesh import Mesh
+from resilmesh import Mesh, PolicyError
 from resilmesh.http import AsyncTransport, Transport
 
 POLICY = "apiVersion: resilmesh/v1\nservices: [{name: ledger}]\n"
@@ -80,3 +81,24 @@ def test_a_dict_is_no_model_and_nothing_is_no_text() -> None:
         Mesh.from_policy({"apiVersion": "resilmesh/v1"})  # type: ignore[arg-type]  # the mistake
     with pytest.raises(TypeError, match="str or bytes, not NoneType"):
         Mesh.from_text(None)  # type: ignore[arg-type]  # the mistake
+
+
+def test_a_path_where_a_text_belongs(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Mesh.from_text takes the policy's text: use Mesh.from_file\(.*policy.yaml"):
+        Mesh.from_text(tmp_path / "policy.yaml")  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(PolicyError) as caught:
+        Mesh.from_text("conf/policy.yaml")
+    assert caught.value.__notes__ == ["this looks like a path: use Mesh.from_file('conf/policy.yaml')"]
+    with pytest.raises(PolicyError) as other:
+        Mesh.from_text("nonsense: true")
+    assert not hasattr(other.value, "__notes__")
+
+
+def test_settings_are_known_by_name() -> None:
+    for make in (Mesh.from_text, Mesh.from_file, Mesh.from_policy):
+        with pytest.raises((TypeError, PolicyError)):
+            make("apiVersion: resilmesh/v1", nonsense=1)  # type: ignore[operator]  # the mistake
+
+
+def test_the_version_is_what_was_installed() -> None:
+    assert resilmesh.__version__ == version("resilmesh")
