@@ -28,7 +28,10 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
+    """With one digit behind the point. What is not all is never said to be, nor what is not nothing."""
+    if 0.9995 <= share < 1:
+        return "99.9 %"
+    return "0.1 %" if 0 < share < 0.0005 else f"{share * 100:.1f} %"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -213,8 +216,8 @@ def _of_library_only(scenarios: Sequence[Json]) -> Iterator[Argument]:
                     found.setdefault(reason["text"], []).append(
                         f"{scenario['name']}: {each['figure']} {_valued(each, LIBRARY)}, sidecar {_valued(each, SIDECAR)}")
     for text, where in found.items():
-        yield Argument(None, "What Envoy does not have", f"{text} It moved {len(where)} figure{'s' if len(where) > 1 else ''} "
-            f"({'; '.join(where[:3])}).")
+        moved = f"{len(where)} figures differ" if len(where) > 1 else "1 figure differs"
+        yield Argument(None, "What Envoy does not have", f"{text} It may be why {moved} ({'; '.join(where[:3])}).")
 
 
 def _valued(judged: Json, plane: str) -> str:

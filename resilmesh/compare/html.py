@@ -11,7 +11,7 @@ from importlib import metadata, resources
 from typing import Any
 
 from resilmesh.compare import charts, findings, html_scenario
-from resilmesh.compare.findings import LIBRARY, SIDECAR, Argument, number
+from resilmesh.compare.findings import BARE, LIBRARY, SIDECAR, Argument, number
 from resilmesh.compare.html_scenario import slug, table
 from resilmesh.compare.markup import Markup, element, join
 from resilmesh.compare.parity import Parity, parity
@@ -116,7 +116,8 @@ def _short(report: Json) -> Markup:
     counts = findings.verdicts(compared)
     said = (
         f"In {len(scenarios)} scenario{'s' if len(scenarios) > 1 else ''}, {len(compared)} figures of library and sidecar were judged: "
-        f"{counts[findings.SAME]} are the same, {counts[findings.DIFFERS]} differ, of {counts[findings.TOO_FEW]} there are too few to tell."
+        f"{counts[findings.SAME]} are the same, {counts[findings.DIFFERS]} differ, "
+        f"for {counts[findings.TOO_FEW]} there are too few calls or rounds to tell."
         if compared else "Library and sidecar were not both run, so that nothing was judged."
     )
     missing = report["envoy"].get("missing")
@@ -207,7 +208,7 @@ def _costs(cost: Json | None) -> Markup:
         return _section("costs", "Costs", element("p", "Not measured in this report: no scenario ran for the costs."))
     planes = cost["planes"]
     rows = [
-        [f"{title}, {cost['units'][name]}", *(_cost(of_one.get(name)) for of_one in planes.values())]
+        [f"{title}, {cost['units'][name]}", *(_cost(of_one.get(name), plane == BARE) for plane, of_one in planes.items())]
         for name, title in _FIGURES if any(of_one.get(name) for of_one in planes.values())
     ]
     rounds = cost["rounds"]
@@ -226,13 +227,14 @@ def _costs(cost: Json | None) -> Markup:
     )
 
 
-def _cost(of_one: Json | None) -> object:
+def _cost(of_one: Json | None, base: bool) -> object:
+    """The median, and below it the ratio to ``base``, which itself has the spread of its values there."""
     if of_one is None:
         return "-"
     value, ratio = of_one["value"], of_one["ratio"]
     shown = number(value["median"])
-    if ratio is None:
-        return join(shown, element("small", f" ({number(value['least'])} to {number(value['greatest'])})"))
+    if ratio is None or base:
+        return join(shown, element("br"), element("small", f"({number(value['least'])} to {number(value['greatest'])})"))
     return join(shown, element("br"), element("small", f"x{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['greatest']:.2f})"))
 
 
@@ -367,8 +369,8 @@ def _again(report: Json) -> Markup:
     return _section(
         "again", "Run it again", element("pre", element("code", command)),
         element(
-            "p", "The seed decides the times of the calls and each call's luck at a service of the test bed; threads and the machine decide "
-            "the rest, so that figures vary a little."),
+            "p", "The seed decides the times of the calls and each call's luck at a service of the test bed; threads and the machine "
+            "decide the rest, so that figures vary a little."),
         table("What it ran on", ["", ""], [[name, value] for name, value in facts if value is not None], "facts"),
     )
 

@@ -282,7 +282,7 @@ def _rows(planes: Json) -> list[list[object]]:
         ("delays injected, by its own count", "delays_injected", ""), ("time to recover, s", "recovery_s", "time to recover"),
         ("time until the new policy, s", "policy_change_s", "time until the new policy"),
     ):
-        if any(each.get(key) for each in measured):
+        if any(value != 0 for each in measured for value in each.get(key) or ()):
             rows.append(row(title, spread, (_mean(each.get(key)) for each in measured)))
     if any((each["late_ms_p99"] or 0) > 5 for each in measured):
         rows.append(row("calls began late (p99), ms", "", (_or_none(each["late_ms_p99"]) for each in measured)))

@@ -121,8 +121,8 @@ class Own(Scenario):
             "What the service itself saw of the attempts is not known: it is not ours, and was not asked. The retries in the table are "
             "those that each plane counted itself. Where a call failed, it may have been the service or the way to it; an answer of the "
             "library or of Envoy is known by its text.",
-            "A service on this machine is one more process that uses it: the runs then count as disturbed, rightly so, because it takes the "
-            "CPU that client and proxy need.",
+            "A service on this machine is one more process that uses it: the runs then count as disturbed, rightly so, because it takes "
+            "the CPU that client and proxy need.",
         ]
 
 
