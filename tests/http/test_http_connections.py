@@ -15,7 +15,7 @@ from http_service import Service, answer, raw
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilmesh import Mesh
+from resilmesh import DeadlineExceeded, Mesh
 from resilmesh.http import AsyncTransport, Transport, connections
 from resilmesh.http.connections import Connections, Waiter
 
@@ -304,3 +304,50 @@ def test_tasks_share_few_connections_in_the_order_they_came(library: ModuleType,
     if runtime == "asyncio":  # trio starts tasks in random order
         order = [int(each.target.rpartition("/")[2]) for each in service.seen[:32]]
         assert all(abs(place - number) <= 4 for place, number in enumerate(order)), order
+
+
+@pytest.mark.parametrize("when", ["in line", "as the connection comes"])
+@pytest.mark.parametrize("runtime", ["asyncio", "trio"])
+def test_who_is_cancelled_in_line_takes_no_connection_along(library: ModuleType, service: Service, runtime: str, when: str) -> None:
+    async def main() -> None:
+        transport = AsyncTransport(mesh_of(service, timeout="5s"), limits=library.Limits(max_connections=1))
+        async with library.AsyncClient(transport=transport, timeout=5) as client, anyio.create_task_group() as group:
+            first = await client.send(client.build_request("GET", URL), stream=True)
+            [lane] = transport._lanes._lanes.values()
+            kept = lane.inner._pool
+            scope = anyio.CancelScope()
+
+            async def wait() -> None:
+                with scope:
+                    await client.get(URL)
+
+            group.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            assert len(kept._waiting) == 1
+            if when == "in line":
+                scope.cancel()
+                await anyio.wait_all_tasks_blocked()
+                assert not kept._waiting
+            await first.aread()
+            scope.cancel()
+            assert (await client.get(URL)).text == "ok"
+            assert kept.is_unused()
+
+    anyio.run(main, backend=runtime)
+
+
+@pytest.mark.parametrize("runtime", ["asyncio", "trio"])
+def test_the_wait_in_line_ends_with_the_attempt(library: ModuleType, service: Service, runtime: str) -> None:
+    async def main() -> None:
+        mesh = mesh_of(service, timeout="5s", retries="{maxRetries: 0, perTryTimeout: 100ms, retryOn: [5xx]}")
+        transport = AsyncTransport(mesh, limits=library.Limits(max_connections=1))
+        async with library.AsyncClient(transport=transport, timeout=5) as client:
+            first = await client.send(client.build_request("GET", URL), stream=True)
+            with lasts(0.09, 1), pytest.raises(DeadlineExceeded):
+                await client.get(URL)
+            with lasts(0, 1), pytest.raises(library.PoolTimeout):
+                await client.get(URL, timeout=library.Timeout(5, pool=0.01))
+            await first.aread()
+            assert (await client.get(URL)).text == "ok"
+
+    anyio.run(main, backend=runtime)
