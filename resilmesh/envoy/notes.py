@@ -121,26 +121,34 @@ def _of_match(policy: Policy, index: int, route: int) -> Iterator[Note]:
 
 
 def _of_shaping(blocks: Effective) -> Iterator[Note]:
-    """What is changed on the way, and what Envoy does with it besides."""
     changes, rewrite = blocks.headers, blocks.rewrite
     for direction in ("request", "response"):
         operations: HeaderOperations | None = getattr(changes, direction, None)
-        for operation in ("set", "add"):
-            for name in getattr(operations, operation, None) or ():
-                where = (*blocks.origin["headers"], direction, operation, name)
-                words = f"headers.{direction}.{operation}.{name}"
-                if direction == "request" and name.startswith("x-envoy-"):
-                    yield Note(where, words, "approximate", f"Envoy may take {name} for an order to itself")
-                elif operation == "add" and name in (_JOINED_HEADERS if direction == "request" else _JOINED_OF_ANSWERS):
-                    yield Note(where, words, "approximate", f"Envoy joins the values of {name} to one, by a comma")
-        if direction == "response" and "date" in (getattr(operations, "remove", None) or ()):
-            where = (*blocks.origin["headers"], direction, "remove")
-            yield Note(where, "headers.response.remove", "approximate", "Envoy writes a date of its own in place of one that is removed")
+        for operation in () if operations is None else ("set", "add", "remove"):
+            for name in getattr(operations, operation) or ():
+                if (difference := _difference_of_header(direction, operation, name)) is not None:
+                    place = direction, operation, *(() if operation == "remove" else (name,))
+                    yield Note((*blocks.origin["headers"], *place), ".".join(("headers", *place)), "approximate", difference)
     if rewrite is not None and rewrite.host is not None and blocks.service.endpoints is None:
         yield Note(
             (*blocks.origin["rewrite"], "host"), "rewrite.host", "approximate",
             "without endpoints Envoy calls the new host; the library the one that the caller wrote",
         )
+
+
+def _difference_of_header(direction: str, operation: str, name: str) -> str | None:
+    """What Envoy does with a change to this header besides."""
+    if direction == "response" and operation == "remove" and name == "date":
+        return "Envoy writes a date of its own in place of one that is removed"
+    if direction == "request" and operation != "remove" and name.startswith("x-envoy-"):
+        return f"Envoy may take {name} for an order to itself"
+    if operation != "add":
+        return None
+    if direction == "request" and name == "x-forwarded-proto":
+        return f"Envoy has written a {name} of its own already"
+    if name in (_JOINED_HEADERS if direction == "request" else _JOINED_OF_ANSWERS):
+        return f"Envoy joins the values of {name} to one, by a comma"
+    return None
 
 
 def _of_rates(outlier: OutlierDetection, path: Path) -> Iterator[Note]:

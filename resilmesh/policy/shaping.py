@@ -55,10 +55,11 @@ class PathRegexRewrite(Block):
 
     match: str = field("RE2 expression, searched for in the path without the query.", envoy=maps_to("regex_rewrite.pattern"), min_length=1)
     rewrite: str = field(
-        "What takes the place of every find; \\\\1 is the first group. A path that then begins without a slash gets one.",
+        "What takes the place of every find; \\\\1 is the first group. A path that then begins without a slash gets one, and . and .. in it "
+        "are resolved.",
         envoy=approximates(
             "regex_rewrite.substitution",
-            "A path that then begins without a slash is sent so by Envoy, and an empty one not at all: the caller's is.",
+            "A path that then begins without a slash, or holds . or .., is sent so by Envoy, and an empty one not at all: the caller's is.",
         ),
     )
 

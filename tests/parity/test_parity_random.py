@@ -271,12 +271,12 @@ class Draw:
         if host and self.maybe(0.4):
             made["host"] = self.rng.choice(["other.test", "Other.test:81", "[::1]:80", "10.0.0.1"])
         if not made or self.maybe(0.6):
-            # A path that loses its first slash is a difference that the model states.
+            # A path that loses its first slash or wins a dot segment is a difference that the model states.
             made |= self.rng.choice([
                 {"path": self.rng.choice(["/", "/z", "/z/", "/a%20b", "/<z>", "//", "/{z}%"])},
                 {"pathRegex": {
                     "match": self.rng.choice(["/a", "/(a)?", "[^/]*$$", "b*", "(.)(b)", "/+", r"\b", "(?i)A", "%2F"]),
-                    "rewrite": self.rng.choice(["/z", r"/\0", "/é", r"/\\x", "/ /"]),
+                    "rewrite": self.rng.choice(["/z", r"/\0_", "/é", r"/\\x", "/ -"]),
                 }},
             ])
         return made

@@ -201,11 +201,13 @@ def test_every_find_of_an_expression_is_replaced(services: Services, match: str,
 
 
 @covers("PathRegexRewrite.rewrite")
-def test_difference_a_path_without_its_slash(services: Services) -> None:
+def test_difference_a_path_without_its_slash_or_with_dots(services: Services) -> None:
     text = policy('rewrite: {pathRegex: {match: "^/a", rewrite: ""}}')
     both = side_by_side(services, text, gets("/a/b", "/ab", "/a?q=1"))
     assert [each.target for each in both.library.seen["a"]] == ["/b", "/b", "/?q=1"]
     assert [each.target for each in both.envoy.seen["a"]] == ["/b", "b", "/a?q=1"]
+    both = side_by_side(services, policy('rewrite: {pathRegex: {match: "up", rewrite: ".."}}'), gets("/a/up/b"))
+    assert [each.target for plane in both for each in plane.seen["a"]] == ["/b", "/a/../b"]
 
 
 @covers("Rewrite.host", "Route.rewrite")
