@@ -55,7 +55,7 @@ class PathRegexRewrite(Block):
 
     match: str = field("RE2 expression, searched for in the path without the query.", envoy=maps_to("regex_rewrite.pattern"), min_length=1)
     rewrite: str = field(
-        "What takes the place of every find; \\\\1 is the first group. A path that then begins without a slash gets one, and . and .. in it "
+        "What takes the place of every find; \\\\1 is the first group. A path that then begins without a slash gets one; . and .. in it "
         "are resolved.",
         envoy=approximates(
             "regex_rewrite.substitution",
