@@ -195,6 +195,8 @@ def _run_own(options: argparse.Namespace) -> int:
         )
     except ResilmeshError as error:
         return _refuse(str(error))
+    if scenario.protocol == "HTTP2" and not options.client.endswith("-async"):
+        return _refuse("the service's protocol is HTTP2, which takes an asynchronous client here: --client httpx-async")
     lacking = {plane: remedy for plane, remedy in missing().items() if plane in own.OWN_PLANES and _wanted(plane, options.planes)}
     settings = Settings(
         scenarios=[scenario], planes=[each for each in own.OWN_PLANES if each not in lacking and _wanted(each, options.planes)],

@@ -142,6 +142,7 @@ def prepare(
     chosen = loaded.policy.services[index]
     address = _address(str(url.hostname), port)
     belongs = matched_host(chosen, str(url.hostname), port) is not None
+    authority = url.netloc.rpartition("@")[2] if belongs else _own_host(chosen)
     if not belongs and chosen.endpoints is not None:
         text = _moved(text, index, chosen, address)
     addresses = tuple(each.address for each in chosen.endpoints) if belongs and chosen.endpoints is not None else (address,)
@@ -150,8 +151,7 @@ def prepare(
         name="own", question=f"Your policy for {chosen.name}, your service: do library and sidecar behave alike, and what do they cost?",
         services=(), traffic=Steady(rate, duration, method.upper(), path or _target_of(url)), workers=workers,
         protocol="HTTP2" if chosen.protocol == "HTTP2" else "HTTP1", recovers=False, text=text, source=str(file),
-        authority=url.netloc.rpartition("@")[2] if belongs else _own_host(chosen), addresses=addresses,
-        direct_text=_direct(text, index, loaded.policy, addresses),
+        authority=authority, addresses=addresses, direct_text=_direct(text, index, loaded.policy, addresses),
     )
 
 
@@ -184,20 +184,16 @@ def _index(policy: Policy, url: SplitResult, port: int, name: str | None) -> int
     if name is not None:
         if name not in names:
             raise CannotCompare(f"there is no service {name!r} in the policy{_did_you_mean(name, names)}")
-        index = names.index(name)
-    else:
-        host = str(url.hostname)
-        found = Matcher(policy).service(host, port)
-        if found is None:
-            hosts = [each for service in policy.services for each in service.hosts or ()]
-            raise CannotCompare(
-                f"no service of the policy has the host {host}{_did_you_mean(host, hosts)}; --service NAME takes one whatever its hosts "
-                f"({', '.join(names) or 'there are none'})"
-            )
-        index = found
-    if policy.services[index].protocol == "GRPC":
-        raise CannotCompare(f"{names[index]} is a gRPC service, whose calls this version does not govern: there is nothing to compare")
-    return index
+        return names.index(name)
+    host = str(url.hostname)
+    found = Matcher(policy).service(host, port)
+    if found is None:
+        hosts = [each for service in policy.services for each in service.hosts or ()]
+        raise CannotCompare(
+            f"no service of the policy has the host {host}{_did_you_mean(host, hosts)}; --service NAME takes one whatever its hosts "
+            f"({', '.join(names) or 'there are none'})"
+        )
+    return found
 
 
 def _did_you_mean(word: str, words: Sequence[str]) -> str:
