@@ -102,29 +102,25 @@ def latency_panel(run: Timeline, axes: Axes, marks: Mapping[str, int], described
     return _panel(run, axes, join(*(_line(run, axes, run.latency[name], name) for name in ("p99", "p50"))), marks, described)
 
 
-def state_panel(run: Timeline, axes: Axes, rows: Sequence[str], described: str) -> Markup:
-    """A strip for each process's circuit and for each endpoint, in the order of ``rows``; a strip that this plane lacks stays empty."""
-    height = len(rows) * _STRIP + _BOTTOM + 2
-    strips = {
-        **{circuit_row(place): [f"circuit-{state.lower()}" for state in states] for place, states in enumerate(run.circuit)},
-        **{endpoint_row(name): ["ejected" if held else "present" for held in holders] for name, holders in run.ejected.items()},
-    }
+def state_panel(run: Timeline, axes: Axes, circuits: int, endpoints: Sequence[str], described: str) -> Markup:
+    """A strip for each process's circuit, then for each endpoint by its number; one that this plane lacks stays empty."""
+    height = (circuits + len(endpoints)) * _STRIP + _BOTTOM + 2
+    rows: list[tuple[str, list[str] | None]] = [
+        (f"circ. {place + 1}", [f"circuit-{state.lower()}" for state in run.circuit[place]] if place < len(run.circuit) else None)
+        for place in range(circuits)
+    ]
+    rows += [
+        (f"ep. {place}", ["ejected" if held else "present" for held in run.ejected[name]] if name in run.ejected else None)
+        for place, name in enumerate(endpoints, 1)
+    ]
     drawn = []
-    for place, row in enumerate(rows):
+    for place, (label, kinds) in enumerate(rows):
         top = place * _STRIP + 2
-        drawn.append(element("text", row, x=_LEFT - 4, y=top + 8.5, class_="label", text_anchor="end"))
-        drawn.append(_strip(run, axes, top, strips[row]) if row in strips else _absent(top))
+        drawn.append(element("text", label, x=_LEFT - 4, y=top + 8.5, class_="label", text_anchor="end"))
+        drawn.append(_absent(top) if kinds is None else _strip(run, axes, top, kinds))
     return element(
         "svg", *drawn, _seconds(axes, height - _BOTTOM), viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=described, class_="panel",
     )
-
-
-def circuit_row(process: int) -> str:
-    return f"circ. {process + 1}"
-
-
-def endpoint_row(name: str) -> str:
-    return f"ep. {name}"[-7:]
 
 
 def patterns() -> Markup:

@@ -228,11 +228,13 @@ def _valued(judged: Json, plane: str) -> str:
 # ------------------------------------------------------------------------------------------- the machine
 
 
-def disturbed(scenario: Json) -> dict[str, list[str]]:
-    """Of the planes with a round that somebody else on the machine may have moved: which round and why."""
-    found: dict[str, list[str]] = {}
+def disturbed(scenario: Json) -> dict[str, str]:
+    """Of the planes with rounds that somebody else on the machine may have moved: which rounds, and why the first of them."""
+    found = {}
     for plane, measured in scenario["planes"].items():
-        for place, each in enumerate(measured.get("disturbance") or (), 1):
-            if each["disturbed"]:
-                found.setdefault(plane, []).append(f"round {place}: {', '.join(each['reasons'])}")
+        bad = [(number, each["reasons"]) for number, each in enumerate(measured.get("disturbance") or (), 1) if each["disturbed"]]
+        if bad:
+            first, reasons = bad[0]
+            others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            found[plane] = f"round {first}{others}: {', '.join(reasons)}"
     return found

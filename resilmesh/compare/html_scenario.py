@@ -26,7 +26,7 @@ def section(scenario: Json, anchors: frozenset[str]) -> Markup:
         element("p", findings.meaning(scenario), class_="meaning"),
         _disturbed(scenario),
         *_notes(scenario),
-        element("details", element("summary", "What was scripted"), _script(scenario)),
+        element("details", element("summary", "What was scripted" if scenario.get("services") else "What was sent"), _script(scenario)),
         _charts(scenario),
         _figures(scenario),
         _judged(scenario, anchors),
@@ -63,7 +63,7 @@ def _disturbed(scenario: Json) -> Markup | None:
     return element(
         "div", element("p", element("strong", "Disturbed. "), "Somebody else used the machine during these runs; repeat them before you "
         "rely on the figures."),
-        element("ul", *(element("li", f"{plane}: {'; '.join(why)}") for plane, why in found.items())), class_="warning",
+        element("ul", *(element("li", f"{plane}: {why}") for plane, why in found.items())), class_="warning",
     )
 
 
@@ -194,19 +194,19 @@ def _requests_described(plane: str, run: Timeline) -> str:
 
 def _state_chart(runs: Mapping[str, Timeline]) -> Markup | None:
     circuits = max(len(run.circuit) for run in runs.values())
-    endpoints = dict.fromkeys(name for run in runs.values() for name in run.ejected)
-    rows = [*(charts.circuit_row(place) for place in range(circuits)), *map(charts.endpoint_row, endpoints)]
-    if not rows:
+    endpoints = list(dict.fromkeys(name for run in runs.values() for name in run.ejected))
+    if not circuits and not endpoints:
         return None
     axes = charts.linear(runs.values(), 1.0, "")
     panels = {
-        plane: charts.state_panel(run, axes, rows, _state_described(plane, run)) if run.circuit or run.ejected
+        plane: charts.state_panel(run, axes, circuits, endpoints, _state_described(plane, run)) if run.circuit or run.ejected
         else element("p", "Decides nothing." if run.watched is None else "Has neither.", class_="aside")
         for plane, run in runs.items()
     }
     legend = [("circuit-closed", "circuit closed"), ("circuit-half_open", "half-open"), ("circuit-open", "open")] if circuits else []
     if endpoints:
-        legend += [("present", "endpoint in use"), ("ejected", "ejected")]
+        numbered = ", ".join(f"{place} is {name}" for place, name in enumerate(endpoints, 1))
+        legend += [("present", f"endpoint in use ({numbered})"), ("ejected", "ejected")]
     return _figure("Circuit breakers and ejected endpoints, as the plane itself says", runs, panels, legend)
 
 
