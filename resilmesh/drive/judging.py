@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from resilmesh.engine.call import Call
-from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict, mask, of_status
+from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict, mask
 from resilmesh.errors import InjectedFault, Rejected
 
 Types = type[BaseException] | tuple[type[BaseException], ...]
@@ -76,7 +76,7 @@ def of_fault(call: Call) -> tuple[InjectedFault, Answer]:
         f"an injected fault aborted this attempt with status {status}", service=plan.service, route=plan.route, attempts=call.number,
     )
     error.status = status
-    verdict, words = of_status(status)
+    verdict, words = plan.verdict_of(status)
     return error, Answer(verdict, words | (_FAILED_WORDS if verdict is Verdict.FAILURE else 0), status, injected=True)
 
 
