@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -80,13 +80,16 @@ class Judgement:
         low, high = self.estimate.interval
         return f"95 %: {low:+.3g} to {high:+.3g}, p = {self.estimate.p:.2g}, {self.by}"
 
-    def explained_by(self, notes: Sequence[Note], known: Sequence[Reason] = ()) -> list[Reason]:
-        """What can move this figure: of the scenario's own reasons, and of the notes of the policy's translation."""
+    def explained_by(self, notes: Sequence[Note], known: Sequence[Reason] = (), idle: Set[str] = frozenset()) -> list[Reason]:
+        """What can move this figure: of the scenario's own reasons, and of the notes of the policy's translation.
+
+        Not those on blocks that are ``idle``: what did nothing on either plane is no reason.
+        """
         found = [reason for reason in known if self.figure.startswith(reason.figures)]
         return found + [
             Reason(f"{note.block} ({note.fidelity}): {note.message}", f"docs/reference/policy.md#{_block(note).lower()}")
             for note in notes
-            if self.figure.startswith(_MOVES.get(_block(note), ()))
+            if self.figure.startswith(_MOVES.get(_block(note), ())) and _block(note) not in idle
         ]
 
     def as_json(self, reasons: Sequence[Reason]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Interference:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
     """CPU seconds so far: of everybody, ours, and stolen."""
 
     busy: float
@@ -110,9 +110,9 @@ class _Reading:
 def interference() -> Iterator[Interference]:
     """Measure what others use from the beginning to the end of the block. Our own is this process and what it started."""
     found = Interference()
-    before = _read()
+    before = read()
     yield found
-    after = _read()
+    after = read()
     if before is not None and after is not None:
         whole = (after.at - before.at) * (os.cpu_count() or 1)
         foreign = (after.busy - before.busy) - (after.ours - before.ours)
@@ -120,7 +120,8 @@ def interference() -> Iterator[Interference]:
         found.steal = (after.stolen - before.stolen) / whole
 
 
-def _read() -> _Reading | None:
+def read() -> Reading | None:
+    """Now; None where there is no /proc or no psutil."""
     try:
         import psutil
 
@@ -135,7 +136,7 @@ def _read() -> _Reading | None:
         with contextlib.suppress(psutil.NoSuchProcess):
             times = each.cpu_times()
             ours += times.user + times.system
-    return _Reading(user + nice + system + irq + softirq, steal, ours)
+    return Reading(user + nice + system + irq + softirq, steal, ours)
 
 
 def _rounded(share: float | None) -> float | None:

@@ -107,6 +107,18 @@ class Measured:
         """Calls that failed otherwise, by status or reason."""
         return self._of_kind(FAILED)
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Blocks of the policy that certainly did nothing here."""
+        acted = {
+            "retries": self.retries is None or any(self.retries),
+            "outlierDetection": self.ejections is None or any(self.ejections),
+            "circuitBreaker": "circuit open" in self.rejections,
+            "rateLimit": "rate limited" in self.rejections,
+        }
+        acted["retryBudget"] = acted["retries"]
+        return frozenset(block for block, did in acted.items() if not did)
+
     def _of_kind(self, kind: str) -> Counter[str]:
         return Counter(call.outcome.removeprefix(kind) for call in self.calls if call.outcome.startswith(kind))
 

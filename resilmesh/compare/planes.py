@@ -39,7 +39,7 @@ CLIENTS = ("httpx", "httpx-async", "httpx2", "httpx2-async")
 
 _START_WITHIN = 30.0
 #: From the word to begin until the first call: enough to tell services and client.
-_HEAD_START = 0.05
+_HEAD_START = 0.1
 _A_CALL_OR_SO = 4
 
 

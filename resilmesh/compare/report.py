@@ -56,6 +56,7 @@ UNEXPLAINED = Reason(
     "nothing in this policy explains it: one of the planes is wrong here, or this run was disturbed",
     "docs/how-to/compare.md#read-the-report",
 )
+DISTURBED = Reason("others used the machine during these runs, see DISTURBED", "docs/how-to/compare.md#read-the-report")
 #: Figures of the report in their order, by how their names begin.
 _ORDER = (
     "calls", "success", "latency", "attempts per call", "requests to", "rejections", "failures", "answered by", "delays injected",
@@ -139,7 +140,15 @@ def _scenario_json(result: Result) -> dict[str, Any]:
 
 def reasons(result: Result, judgement: Judgement) -> list[Reason]:
     """Why a figure differs; nothing where it does not."""
-    return (judgement.explained_by(result.notes, result.scenario.reasons) or [UNEXPLAINED]) if judgement.differs else []
+    if not judgement.differs:
+        return []
+    idle = result.planes[LIBRARY].idle & result.planes[SIDECAR].idle
+    found = judgement.explained_by(result.notes, result.scenario.reasons, idle)
+    if judgement.figure.startswith("latency") and any(
+        each.reasons for plane in (LIBRARY, SIDECAR) for each in result.disturbances.get(plane, ())
+    ):
+        found = [DISTURBED, *found]
+    return found or [UNEXPLAINED]
 
 
 # ------------------------------------------------------------------------------------------- in words

@@ -119,8 +119,8 @@ def test_a_limit_holds_once_in_a_sidecar_and_once_in_each_process_of_the_library
 
 def test_a_policy_is_edited_under_traffic_without_a_failed_call() -> None:
     scenario = BY_NAME["live-policy-change"]
-    short = replace(scenario, traffic=Open(200, 1.8), edits=scenario.edits[:1])
-    for plane, within in ((LIBRARY, 1.1), (SIDECAR, 0.3)):
+    short = replace(scenario, traffic=Open(200, 2.4), edits=scenario.edits[:1])
+    for plane, within in ((LIBRARY, 1.5), (SIDECAR, 0.5)):
         found = observe(plane, short, client="httpx", seed=1)
         assert {note.status for note in found.notes} == {200}
         (edited,) = found.edited

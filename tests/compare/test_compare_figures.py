@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -259,6 +260,23 @@ def test_a_difference_is_marked_with_its_reason() -> None:
     assert "not this" not in different
 
 
+def test_a_block_that_did_nothing_on_either_plane_is_no_reason() -> None:
+    different = result("flaky", differing=True)
+    idle = {plane: replace(measured, retries=(0, 0)) for plane, measured in different.planes.items()}
+    assert "a reason" not in report.scenario(replace(different, planes=idle))
+    assert "a reason" in report.scenario(replace(different, planes={**idle, "library": replace(idle["library"], retries=(0, 1))}))
+
+
+def test_a_latency_that_differs_in_a_disturbed_run_is_not_put_on_the_policy_alone() -> None:
+    slow = [note(due=place / 300, latency=0.2) for place in range(600)]
+    found = result("flaky")
+    planes = {**found.planes, "sidecar": measure([observation("sidecar", slow)] * 2, BY_NAME["flaky"])}
+    judgements = judge(planes["library"], planes["sidecar"], BY_NAME["flaky"], 1)
+    loud = replace(found, planes=planes, judgements=judgements, notes=[], disturbances={"sidecar": [Disturbance(others=0.5)]})
+    assert "others used the machine during these runs" in report.scenario(loud)
+    assert "others used the machine during these runs" not in report.scenario(replace(loud, disturbances={}))
+
+
 def test_a_difference_that_nothing_explains_is_said_to_be_one() -> None:
     different = result("flaky", differing=True)
     assert "one of the planes is wrong here" in report.scenario(replace(different, notes=[]))
@@ -304,16 +322,29 @@ def test_a_disturbed_run_is_marked_everywhere() -> None:
     assert "**DISTURBED  library, 1 of 2 rounds" in page(as_json([run]), [run])
 
 
-def test_work_of_others_is_told_from_our_own() -> None:
+def test_work_of_others_is_told_from_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    # In ten seconds of two CPUs: 12 s were busy, 8 of them ours; one was stolen.
+    readings = iter([machine.Reading(100, 5, 20, at=0), machine.Reading(112, 6, 28, at=10)])
+    monkeypatch.setattr(machine, "read", lambda: next(readings))
     with interference() as found:
-        spent = time.process_time() + 0.3
-        while time.process_time() < spent:
-            pass
-    assert found.others is not None
-    # 0.3 s of our own on one CPU is a large part of this block; none of it is counted as others'. The kernel's ticks
-    # are of 10 ms, and other tests may run beside this one: what is wrong here would show as a whole CPU.
-    assert found.others < 1 - 0.5 / (os.cpu_count() or 1)
+        pass
+    assert (found.others, found.steal) == (pytest.approx(0.2), pytest.approx(0.05))
     assert found.of([0.001] * 99 + [0.5]).overslept > 0
+    assert found.of([]).overslept == 0
+
+
+def test_our_own_work_is_that_of_this_process_and_its_children() -> None:
+    before = machine.read()
+    subprocess.run([sys.executable, "-c", "pass"], check=True)
+    spent = time.process_time() + 0.3
+    while time.process_time() < spent:
+        pass
+    after = machine.read()
+    assert before is not None
+    assert after is not None
+    assert after.ours - before.ours >= 0.28
+    assert after.busy - before.busy >= 0.28
 
 
 def test_the_table_of_costs_is_aligned_and_says_what_is_worse() -> None:
