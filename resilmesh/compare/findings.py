@@ -149,6 +149,10 @@ _COSTS = (
 )
 
 
+#: One round, or two, may both be luck.
+_ROUNDS_TO_TELL = 3
+
+
 def _of_costs(cost: Json | None) -> Iterator[Argument]:
     planes = (cost or {}).get("planes", {})
     if cost is None or LIBRARY not in planes or SIDECAR not in planes:
@@ -163,6 +167,9 @@ def _of_costs(cost: Json | None) -> Iterator[Argument]:
             for plane, of_one in ((LIBRARY, mine), (SIDECAR, theirs))
         )
         text = f"{said}{_against(planes, name, unit)}.{' ' if consequence else ''}{consequence}"
+        if cost["rounds"] < _ROUNDS_TO_TELL:
+            yield Argument(None, title, f"{text} With fewer than {_ROUNDS_TO_TELL} rounds nobody can tell.")
+            continue
         better = cheaper(mine["value"], theirs["value"])
         yield Argument(better, title, text if better else f"{text} The rounds of both overlap: no clear winner.")
 

@@ -11,6 +11,7 @@ from importlib import metadata, resources
 from typing import Any
 
 from resilmesh.compare import charts, findings, html_scenario
+from resilmesh.compare import html_words as words
 from resilmesh.compare.findings import BARE, LIBRARY, SIDECAR, Argument, number
 from resilmesh.compare.html_scenario import slug, table
 from resilmesh.compare.markup import Markup, element, join
@@ -20,13 +21,6 @@ from resilmesh.errors import ResilmeshError
 Json = Mapping[str, Any]
 
 _TITLE = "Library and mesh, side by side"
-_PLANES = {
-    "bare": "The client as it is. It calls the endpoints in turn; no policy applies.",
-    "library-off": "The client with the library in it, switched off: what wrapping alone costs.",
-    "library": "The policy is decided inside the application's own process, by resilmesh.",
-    "sidecar": "The same policy is decided by Envoy, a proxy in a process of its own beside the application, as in a service mesh.",
-    "sidecar-defaults": "The same, but what the policy leaves open is as Envoy has it by default, not as the library has it.",
-}
 _FIGURES = (
     ("latency_p50", "latency p50"), ("latency_p99", "latency p99"), ("cpu_client", "CPU of the client, per 1,000 calls"),
     ("cpu_proxy", "CPU of the proxy, per 1,000 calls"), ("cpu_pod", "CPU of both, per 1,000 calls"),
@@ -179,19 +173,15 @@ def _how_to_read(report: Json) -> Markup:
     planes = dict.fromkeys(plane for scenario in report["scenarios"] for plane in scenario["planes"])
     return _section(
         "reading", "How to read it",
-        element("p", "A ", element("em", "policy"), " says how a program treats the services that it calls: how long it waits, what it "
-            "tries again, when it gives a "
-                "failing service a rest. A service mesh has a proxy (mostly Envoy) enforce it, one beside each application: the sidecar. "
-                "resilmesh enforces the same file inside the application. Each scenario makes the same calls at the same times to freshly "
-                "started services, once for each way, called a plane:"),
-        element("dl", *(join(element("dt", plane), element("dd", _PLANES.get(plane, ""))) for plane in planes)),
+        element("p", words.INTRODUCTION),
+        element("dl", *(join(element("dt", plane), element("dd", words.PLANES.get(plane, ""))) for plane in planes)),
         element("p", "Library and sidecar are what is compared; the others are for orientation. Each figure of both is judged:"),
         element(
             "ul",
-            element("li", html_scenario.verdict("same"), ": with 95 % confidence no further apart than the tolerance."),
-            element("li", html_scenario.verdict(findings.DIFFERS), ": further apart than the tolerance, and that is not chance. The "
-                "reason stands beside it."),
-            element("li", html_scenario.verdict(findings.TOO_FEW), ": neither can be said from so many calls; more rounds would tell."),
+            *(
+                element("li", html_scenario.verdict(verdict), f": {meaning}")
+                for verdict, meaning in zip(findings.VERDICTS, (words.SAME, words.DIFFERS, words.TOO_FEW), strict=True)
+            ),
         ),
     )
 
@@ -214,14 +204,8 @@ def _costs(cost: Json | None) -> Markup:
     rounds = cost["rounds"]
     return _section(
         "costs", "Costs",
-        element("p", f"From {rounds} round{'s' if rounds > 1 else ''} of {cost['calls_per_round']:,} calls each; in a round all planes "
-            f"take turns in random order. "
-                "Each cell has the median, below it the ratio to the bare client of the same round: the median, and in brackets the "
-                "least and the greatest of the rounds. "
-                "Compare ratios rather than milliseconds: those are this machine's."),
-        element("p", cost["about"], class_="aside") if cost.get("about") else element(
-            "p", "The services of this scenario answer at once, so the ratios of latency are the worst case: the longer a service takes, "
-            "the nearer to 1 they come.", class_="aside"),
+        element("p", f"From {rounds} round{'s' if rounds > 1 else ''} of {cost['calls_per_round']:,} calls each. {words.COSTS}"),
+        element("p", cost.get("about") or words.WORST_CASE, class_="aside"),
         _restless(cost),
         table("Costs of each plane", ["", *planes], rows, "costs"),
     )
@@ -250,33 +234,18 @@ def _choice(report: Json) -> Markup:
     undecided = chosen(None)
     return _section(
         "choice", "When a library is the better choice, and when a mesh is",
-        element("p", "What this report measured is sorted by who did better in it, in every round. What follows from where the policy "
-            "lives is "
-                "true of any library and any sidecar; it was not measured."),
+        element("p", words.CHOICE),
         element(
             "div",
-            _column("For a library", chosen(LIBRARY), (
-                ("One process less.", "Nothing has to be injected, started before the application, drained after it, or upgraded beside "
-                    "it."),
-                ("It knows the call.", "It sees exceptions and deadlines of the application, and guards functions that no proxy sees."),
-                ("It runs anywhere.", "In a test, on a laptop, in a batch job, without a cluster."),
-            )),
-            _column("For a mesh", chosen(SIDECAR), (
-                ("State for the whole pod.", "The library has circuits, limits and budgets for each process; one sidecar has them for "
-                    "all processes of a pod."),
-                ("Work outside of the application.", "A proxy's CPU is spent beside the application, not in its own process and under "
-                    "its GIL."),
-                ("Upgrades without a deploy.", "A new version of the library is a new release of each application; a sidecar is replaced "
-                    "beside it."),
-                ("Every language.", "The library is for Python; a sidecar does not care."),
-            )),
+            _column("For a library", chosen(LIBRARY), words.FOR_A_LIBRARY),
+            _column("For a mesh", chosen(SIDECAR), words.FOR_A_MESH),
             class_="columns",
         ),
         join(element("h3", "For neither, or for you to judge"), element("ul", *map(_argument, undecided))) if undecided else None,
     )
 
 
-def _column(title: str, measured: list[Argument], always: tuple[tuple[str, str], ...]) -> Markup:
+def _column(title: str, measured: list[Argument], always: tuple[words.Point, ...]) -> Markup:
     nothing = element("p", "No figure of this report speaks for it.")
     return element(
         "div", element("h3", title),
@@ -308,8 +277,7 @@ def _parity(found: Parity, report: Json) -> Markup:
     counts = [f"{sum(row.fidelity == word for row in found.rows)} {word}" for word in ("exact", "approximate", "library-only")]
     return _section(
         "parity", "The policy in Envoy",
-        element("p", f"Every key that the policies of this report use: {findings.listed(counts)}. Exact behaves the same in both; "
-                "approximate differs as stated; library-only has no counterpart in Envoy."),
+        element("p", f"Every key that the policies of this report use: {findings.listed(counts)}. {words.PARITY}"),
         None if here == report["resilmesh"] else element(
             "p", f"The list is that of resilmesh {here}; the report was made by {report['resilmesh']}.", class_="aside"),
         *(element("p", f"The policy of {name} cannot be read: {why}", class_="warning") for name, why in found.unreadable.items()),
@@ -323,33 +291,12 @@ def _parity(found: Parity, report: Json) -> Markup:
 
 
 def _fairness(report: Json) -> Markup:
-    machine, client = report["machine"], report["client"]
-    cpus = machine["cpus"]
-    points = [
-        (f"{cpus} shared CPU{'s' if cpus != 1 else ''}.",
-         "Client, proxy and services run on them together. A proxy competes with its client for a core, as it does in a small pod; on a "
-         "larger machine "
-         "its CPU is the same and its share of the latency less."),
-        ("One host, over 127.0.0.1.", "No network lies between client and services: what a hop through a proxy costs is a larger part of "
-            "a call than between machines."),
-        ("The client is Python.", f"{client['library']} {client['version']} with {client['style']} makes every call, on every plane. It "
-            f"takes far longer for a "
-         "call than Envoy does; a faster client would show more of Envoy's latency, and more of the library's."),
-        ("Envoy, not Istio.", "There is no control plane, no redirection by iptables, no mutual TLS, no telemetry filter. A sidecar of "
-            "Istio does more, and costs more."),
-        ("One worker thread for Envoy.", "Round robin and limits are exact with one; with more each worker balances for itself."),
-        ("HTTP/1.1.", "No TLS, no HTTP/2 between client, proxy and services, and small bodies."),
-        ("No gateway, no ambient mode.", "A mesh without sidecars (a proxy for each node) divides the costs otherwise; it was not run."),
-        ("Minutes, not days.", "What leaks or drifts over days does not show here."),
-    ]
-    if not any(scenario.get("processes", 1) > 1 for scenario in report["scenarios"]):
-        points.append(("One process of the client.", "State for each process, the library's disadvantage with several workers, does not "
-            "show in these scenarios."))
     disturbed = [scenario["name"] for scenario in report["scenarios"] if findings.disturbed(scenario)]
     quiet = f"Runs marked as disturbed: {', '.join(disturbed)}." if disturbed else "No run was marked as disturbed by others."
     return _section(
         "fairness", "Not measured, and what to keep in mind",
-        element("ul", *(element("li", element("strong", head), f" {text}") for head, text in points)), element("p", quiet),
+        element("ul", *(element("li", element("strong", head), f" {text}") for head, text in words.not_measured(report))),
+        element("p", quiet),
     )
 
 
@@ -368,9 +315,7 @@ def _again(report: Json) -> Markup:
     command = run.get("command") or f"resilmesh compare --client {client['name']} --seed {client['seed']}"
     return _section(
         "again", "Run it again", element("pre", element("code", command)),
-        element(
-            "p", "The seed decides the times of the calls and each call's luck at a service of the test bed; threads and the machine "
-            "decide the rest, so that figures vary a little."),
+        element("p", words.SEED),
         table("What it ran on", ["", ""], [[name, value] for name, value in facts if value is not None], "facts"),
     )
 
