@@ -43,7 +43,7 @@ class Mode:
 MODES = {
     "sync": Mode(clients.sync_clients, 60, 0, "resilmesh", 1.03),
     "async": Mode(clients.async_clients, 60, 1, "resilmesh", 1.03),
-    "async-32": Mode(clients.async_clients, 160, 32, "resilmesh", 1.0),
+    "async-32": Mode(clients.async_clients, 96, 32, "resilmesh", 1.0),
     "engines-sync": Mode(engines.sync_clients, 60, 0, "httpx + resilmesh", 1.03),
     "engines-async": Mode(engines.async_clients, 60, 1, "httpx + resilmesh", 1.03),
     "engines-async-32": Mode(engines.async_clients, 320, 32, "httpx + resilmesh", 1.0),
