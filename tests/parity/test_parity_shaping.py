@@ -75,7 +75,7 @@ def test_response_headers_are_removed_then_set_then_added(services: Services) ->
     response: {remove: [retry-after, x-from], set: {content-type: "text/plain; 5%"}, add: {x-from: policy, x-twice: "2", x-new: "1"}}""")
     answer = status(404, headers=(("retry-after", "1"), ("x-from", "a"), ("X-From", "b"), ("content-type", "text/html"), ("x-twice", "1")))
     both = side_by_side(services, text, gets("/"), a=[answer, answer, OK])
-    both.agree()
+    both.agree(tolerance=0.75)  # either waits up to half a second longer than it is asked to
     (reply,) = both.envoy.replies
     assert reply.status == 404
     assert reply.seconds >= 0.95
@@ -323,11 +323,11 @@ def test_no_copy_of_what_is_not_sent(services: Services) -> None:
 def test_copies_have_the_other_services_ejections_and_limit(services: Services) -> None:
     text = mirroring("mirror: {service: copies, subset: b}", "outlierDetection: {consecutive5xxErrors: 2, baseEjectionTime: 60s}")
 
-    def one_by_one(caller: Caller) -> None:
+    def in_turn(caller: Caller) -> None:
         for number in range(4):
             copied(services, gets("/"), min(number + 1, 2))(caller)
 
-    both = side_by_side(services, text, one_by_one, b=status(503))
+    both = side_by_side(services, text, in_turn, b=status(503))
     agree_but_for_copies(both)
     assert [len(plane.seen["b"]) for plane in both] == [2, 2]
     text = mirroring("mirror: {service: copies}", "concurrency: {maxRequests: 1}")
@@ -384,6 +384,16 @@ def test_difference_the_subset_of_a_mirror_has_ejections_of_its_own(services: Se
 # ------------------------------------------------------------------------------------------------ classify
 
 
+def one_by_one(*paths: str) -> Traffic:
+    """With a pause: Envoy ejects in another thread than the one that counts, and a busy machine lets a call slip by."""
+    def traffic(caller: Caller) -> None:
+        for path in paths:
+            caller.get(path)
+            time.sleep(0.01)
+
+    return traffic
+
+
 @pytest.mark.parametrize(("blocks", "answers", "sent"), [
     ("classify: {failureStatuses: [404, 429]}", [status(404), status(500), status(429)], 3),
     ("classify: {failureStatuses: [404]}", [status(404), OK, status(404), status(404), status(503)], 5),
@@ -400,7 +410,7 @@ def test_difference_the_subset_of_a_mirror_has_ejections_of_its_own(services: Se
 @pytest.mark.parametrize("count", ["consecutive5xxErrors: 3", "consecutive5xxErrors: null, consecutiveGatewayErrors: 3"])
 def test_what_counts_towards_ejection(services: Services, blocks: str, answers: list[Say], sent: int, count: str) -> None:
     text = policy(f"outlierDetection: {{{count}, baseEjectionTime: 60s}}\n  {blocks}")
-    both = side_by_side(services, text, gets(*["/"] * 8), a=answers)
+    both = side_by_side(services, text, one_by_one(*["/"] * 8), a=answers)
     both.agree()
     if count == "consecutive5xxErrors: 3":
         assert both.envoy.attempts == sent
@@ -411,7 +421,7 @@ def test_every_rule_of_one_block(services: Services) -> None:
     text = policy("""outlierDetection: {consecutive5xxErrors: 4, baseEjectionTime: 60s}
   classify: {failureStatuses: [404], successStatuses: [503], failureHeaders: {x-f: {present: true}}}""")
     answers = [status(404), status(503), Say(headers=(("x-f", "1"),)), Say(503, headers=(("x-f", "1"),)), status(404), status(500)]
-    both = side_by_side(services, text, gets(*["/"] * 8), a=answers)
+    both = side_by_side(services, text, one_by_one(*["/"] * 8), a=answers)
     both.agree()
     assert both.envoy.attempts == 6
 
@@ -444,6 +454,6 @@ def test_a_route_classifies_for_itself(services: Services) -> None:
     def script(seen: Seen, _before: int) -> Say:
         return status(400) if seen.target == "/own" else status(404)
 
-    both = side_by_side(services, text, gets(*["/plain"] * 3, *["/own"] * 3), a=script)
+    both = side_by_side(services, text, one_by_one(*["/plain"] * 3, *["/own"] * 3), a=script)
     both.agree()
     assert both.envoy.statuses == [404] * 3 + [400, 400, 503]
