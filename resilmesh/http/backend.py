@@ -29,6 +29,10 @@ _SLICE = 16 * 1024
 #: The least that is left to a TLS handshake: 0 would make a socket non-blocking, which is not a time-out.
 _INSTANT = 0.001
 
+#: The most that is read for one head, informational (1xx) answers included. httpcore bounds each of them, at 100 KB, and not
+#: their number. Envoy's bound for a head is 60 KiB.
+MAX_HEAD_BYTES = 1024 * 1024
+
 _TORN = "an earlier request was cut short in the middle of a frame"
 
 
@@ -47,7 +51,7 @@ class Wire:
     The base of the exchange, which fills it in: an object less for each call.
     """
 
-    __slots__ = ("alone", "connect_timeout", "idle_timeout", "monotonic", "until", "written")
+    __slots__ = ("alone", "connect_timeout", "head_left", "idle_timeout", "monotonic", "until", "written")
 
     monotonic: Callable[[], float]
     #: Seconds to connect, TLS included; ``inf`` when the policy does not say.
@@ -61,6 +65,8 @@ class Wire:
     written: bool
     #: No neighbour can have written our frames: the connection is not shared (HTTP/1.1).
     alone: bool
+    #: Bytes that may still be read for the head; ``inf`` once it is there, and where neighbours read theirs too (HTTP/2).
+    head_left: float
 
     def left(self) -> float:
         """Seconds that remain, more than none. Raises ``LimitPassed``."""
@@ -114,6 +120,12 @@ class _Stream:
         #: an HTTP/1.1 connection is closed by whatever cut it short.
         self.torn = False
 
+    def _read(self, wire: Wire, data: bytes) -> bytes:
+        wire.head_left -= len(data)
+        if wire.head_left < 0:
+            raise self._core.RemoteProtocolError(f"no end of the response's head within {MAX_HEAD_BYTES} bytes")
+        return data
+
     def _name_to_prove(self, server_hostname: str | None) -> str | None:
         """Through a proxy the URL names the endpoint, but TLS is to prove the host that the application wrote."""
         if self._proof is not None and server_hostname == self._proof[0]:
@@ -141,9 +153,9 @@ class Stream(_Stream):
             if idle < left:
                 left = idle
             if left == INFINITY or (timeout is not None and timeout <= left):
-                return self._inner.read(max_bytes, timeout)
+                return self._read(wire, self._inner.read(max_bytes, timeout))
             try:
-                return self._inner.read(max_bytes, left)
+                return self._read(wire, self._inner.read(max_bytes, left))
             except self._core.TimeoutException:
                 if left == idle:
                     raise LimitPassed(idle=True) from None
@@ -286,9 +298,9 @@ class AsyncStream(_Stream):
             if idle < left:
                 left = idle
             if left == INFINITY or (timeout is not None and timeout <= left):
-                return await self._inner.read(max_bytes, timeout)
+                return self._read(wire, await self._inner.read(max_bytes, timeout))
             try:
-                return await self._inner.read(max_bytes, left)
+                return self._read(wire, await self._inner.read(max_bytes, left))
             except self._core.TimeoutException:
                 if left == idle:
                     raise LimitPassed(idle=True) from None

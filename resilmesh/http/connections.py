@@ -45,16 +45,21 @@ class Waiter:
 class Connections:
     """Who has which connection; no I/O but looking whether an idle socket was closed by the server.
 
-    ``create`` makes a connection, not dialled yet, for an origin. ``core`` is httpcore or httpcore2.
+    ``create`` makes a connection, not dialled yet, for an origin. ``core`` is httpcore or httpcore2. ``unread`` says of a
+    connection whose response has ended whether more was received: the next request would take it for its answer.
     """
 
-    def __init__(self, create: Callable[[Any], Any], core: Any, *, max_connections: int, max_keepalive_connections: int) -> None:
+    def __init__(
+        self, create: Callable[[Any], Any], core: Any, *, max_connections: int, max_keepalive_connections: int,
+        unread: Callable[[Any], bool] = lambda connection: False,
+    ) -> None:
         self.max_connections = max_connections
         self.max_keepalive_connections = max_keepalive_connections
         #: Connections that nobody may have any more, for the next who may do I/O to close.
         self.doomed: deque[Any] = deque()
         self._create = create
         self._core = core
+        self._unread = unread
         #: Idle, lent, or being opened.
         self._open: set[Any] = set()
         self._idle: deque[Any] = deque()
@@ -83,7 +88,7 @@ class Connections:
 
     def give_back(self, connection: Any) -> None:
         """The request has ended, well or not. What cannot be used again is doomed."""
-        if connection in self._open and connection.is_idle() and not connection.is_closed():
+        if connection in self._open and connection.is_idle() and not connection.is_closed() and not self._unread(connection):
             self._idle.append(connection)
             if len(self._idle) > self.max_keepalive_connections:
                 with suppress(IndexError):  # another thread took it

@@ -11,7 +11,7 @@ from resilmesh.engine.plan import Fallback
 from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict
 from resilmesh.errors import DeadlineExceeded, InjectedFault
 from resilmesh.http import classify, replies
-from resilmesh.http.backend import INFINITY, LimitPassed, Wire
+from resilmesh.http.backend import INFINITY, MAX_HEAD_BYTES, LimitPassed, Wire
 from resilmesh.http.bodies import RequestBody
 from resilmesh.http.errors import in_dialect
 from resilmesh.http.mirror import copy_of
@@ -106,7 +106,8 @@ class Exchange(Wire):
         until, deadline = call.headers_by, call.deadline
         self.until = until = until if until < deadline else deadline
         self.written = True
-        self.alone = not lane.multiplexed
+        self.alone = alone = not lane.multiplexed
+        self.head_left = MAX_HEAD_BYTES if alone else INFINITY
         moves = lane.rewrites and endpoint is not None
         # Our pool bounds the wait for a connection itself.
         bounds = until != INFINITY and (lane.foreign or lane.multiplexed)
@@ -166,6 +167,7 @@ class Exchange(Wire):
 
     def responded(self, response: Any) -> Answer:
         self.response = response
+        self.head_left = INFINITY
         self.answer = classify.of_response(response, self._clock, self.plan.retries, self.plan.classes)
         return self.answer
 

@@ -60,6 +60,7 @@ def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str |
         twin._pool = (Pool if blocking else AsyncPool)(
             pool.create_connection, core,
             max_connections=pool._max_connections, max_keepalive_connections=pool._max_keepalive_connections,
+            unread=has_unread,
         )
     return twin
 
@@ -139,6 +140,16 @@ def _protocol(connection: Any) -> Any:
     while hasattr(connection, "_connection"):
         connection = connection._connection
     return connection
+
+
+def has_unread(connection: Any) -> bool:
+    """Whether an HTTP/1.1 connection between two requests has received more than its answer.
+
+    httpcore looks at the socket only, so a service that lied about a length, or answered twice, had the rest taken for the
+    answer to the next request: to somebody else's, with a pool.
+    """
+    state = getattr(_protocol(connection), "_h11_state", None)
+    return state is not None and bool(state.trailing_data[0])
 
 
 def _reset_unwanted(connection: Any) -> None:
