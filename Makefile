@@ -28,7 +28,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test test-all lint types imports ci bench constraints clean
+.PHONY: help setup compare test test-all lint types imports ci soak bench constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -58,6 +58,9 @@ imports: setup  ## the import contract: imports only go down
 	@$(BIN)/lint-imports $(ARGS)
 
 ci: lint types imports test  ## what .ci/run runs
+
+soak: setup  ## a million calls, disturbed in every way, after which nothing may be left
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 bench: benchmarks/.venv/.installed  ## the cost of a guarded call and of a request, beside other libraries
 	@for each in $(BENCH); do benchmarks/.venv/bin/python -m benchmarks.$$each $(ARGS); done
