@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from heapq import heappop, heappush
@@ -77,7 +78,8 @@ class ManualClock:
         self._serial = count()
         #: Threads that are at work, since when by real time; inf: their alarm has rung, and they have not run yet.
         self._working: dict[threading.Thread, float] = {}
-        self._watched: set[object] = set()
+        #: Loops, and runs of trio, that are looked at for having nothing to do.
+        self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
         #: Every sleep so far, in seconds.
         self.sleeps: list[float] = []
 
