@@ -110,7 +110,8 @@ class Routes:
 
 def has_cluster_of_its_own(blocks: Effective) -> bool:
     """Whether a route says what Envoy can only say of a whole cluster: limits, and what outlier detection counts."""
-    return blocks.owned_by_route("concurrency") or (blocks.owned_by_route("classify") and blocks.outlier_detection is not None)
+    ejects = blocks.outlier_detection is not None and blocks.service.endpoints is not None
+    return blocks.owned_by_route("concurrency") or (ejects and blocks.owned_by_route("classify"))
 
 
 def _by_idempotency(condition: Match | None, retries: Retries | None, classify: Classify | None) -> list[tuple[Json, Json]]:

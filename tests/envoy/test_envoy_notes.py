@@ -147,6 +147,7 @@ def test_a_route_that_classifies_for_itself_has_its_own_ejections() -> None:
     ejecting = f"services: [{{name: a, {ENDPOINT}, outlierDetection: {{}}, "
     assert blocks(ejecting + route.format("") + "}]") == [("classify", "approximate")]
     assert blocks(f"services: [{{name: a, {ENDPOINT}, " + route.format("") + "}]") == []
+    assert "classify" not in dict(blocks("services: [{name: a, hosts: [a.test], outlierDetection: {}, " + route.format("") + "}]"))
     both = blocks(ejecting + route.format(", concurrency: {maxRequests: 1}") + "}]")
     assert both == [("concurrency.maxRequests", "approximate"), ("concurrency", "approximate")]
 
