@@ -6,8 +6,9 @@
     sidecar      the policy, decided by a real Envoy on the way; the client is bare
     sidecar-defaults  the same, but whatever the policy leaves open is as Envoy has it by default (``defaults``)
 
-Client, transport settings, pools, calls and their times are equal everywhere. ``library`` and ``sidecar`` are what is
-compared; the others are there for orientation.
+Client, transport settings, limits of the pools, calls and their times are equal everywhere; the pool itself is the client's,
+but for ``library``, whose HTTP/1.1 pool is its own. ``library`` and ``sidecar`` are what is compared; the others are there
+for orientation.
 """
 
 from __future__ import annotations
