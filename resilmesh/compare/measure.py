@@ -191,6 +191,7 @@ class Measured:
         }
 
 
+_OVERTAKEN = 0.05
 #: A millisecond or two is the machine's, and of no interest.
 _WORTH_SAYING = 0.005
 
@@ -259,7 +260,14 @@ def _recovery(notes: Sequence[Note], outage_end: float) -> float:
 
 
 def _change(observation: Observation, edit: Edit, edited: float) -> float:
-    """Seconds from an edit of the policy to the first call that an endpoint of the new one answered."""
+    """Seconds from an edit of the policy to the first call that an endpoint of the new one answered.
+
+    Infinite when that cannot be seen, because the edit before was not in force yet.
+    """
+    # A call that the edit overtakes may show the new policy already: only calls that were over some time before say what was.
+    before = [note for note in observation.notes if note.version and note.due + note.latency < edited - _OVERTAKEN]
+    if before and max(before, key=lambda note: note.due).version == edit.version:
+        return math.inf
     began = [note.due + note.late for note in observation.notes if note.version == edit.version]
     return min((at - edited for at in began if at >= edited), default=math.inf)
 

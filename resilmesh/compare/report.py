@@ -372,8 +372,8 @@ def what_is_worse(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
         *lines,
         "  State is per process: four workers have four circuits, four budgets and four times each limit, and each learns of an",
         "  outage by itself. One sidecar serves all processes of a pod. The scenario `workers` measures it.",
-        "  A new policy comes into force when the file is next looked at, within a second; in a sidecar at once. The scenario",
-        "  `live-policy-change` measures it.",
+        "  A new policy comes into force when the file is next looked at and read, a second later or so; in a sidecar at once. The",
+        "  scenario `live-policy-change` measures it.",
         "  A new version of the library means a deploy of the application; a sidecar is replaced beside it. And it is Python only.",
     ]
 
