@@ -8,6 +8,7 @@
 #     PYTHON=python3.12   the interpreter of a new virtual environment (default: the newest of 3.11-3.13)
 #     VENV=.venv-3.12     where that environment is (default: .venv)
 #     ARGS="..."          further words for the command of the target
+#     SECONDS=60          how long to fuzz (default: an hour)
 #     BENCH=overhead      which benchmark (default: overhead and http)
 
 VENV ?= .venv
@@ -28,7 +29,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test test-all lint types imports ci soak bench constraints clean
+.PHONY: fuzz help setup compare test test-all lint types imports ci soak bench docs docs-serve pictures reference constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -65,6 +66,24 @@ soak: setup  ## a million calls, disturbed in every way, after which nothing may
 bench: benchmarks/.venv/.installed  ## the cost of a guarded call and of a request, beside other libraries
 	@for each in $(BENCH); do benchmarks/.venv/bin/python -m benchmarks.$$each $(ARGS); done
 
+docs: setup  ## the documentation as a site, in build/docs/site; fails on a warning
+	@$(BIN)/python -m tools.site build/docs
+
+docs-serve: setup  ## the same on http://127.0.0.1:8000; `make docs` beside it brings your changes
+	@$(BIN)/python -m tools.site build/docs --serve
+
+pictures: setup  ## draw docs/pictures anew, from the code's own tables
+	@$(BIN)/python -m tools.pictures
+
+reference: setup  ## make the pages of docs/reference anew, from the code
+	@$(BIN)/resilmesh schema --reference > docs/reference/policy.md
+	@$(BIN)/resilmesh schema --diagnostics > docs/reference/diagnostics.md
+	@$(BIN)/python -m tools.reference
+
+# SECONDS is a variable of the shell's own, so it counts only when it was given to make.
+fuzz: build/fuzz-venv/.installed  ## throw inputs at the policy, the matcher and the transport (SECONDS=3600)
+	@build/fuzz-venv/bin/python -m tests.fuzz --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),3600) $(ARGS)
+
 constraints: .venv-uv/bin/uv  ## pin every package anew (ARGS=--upgrade for newer versions)
 	@$< pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url \
 		--python-version 3.11 --all-extras --group dev pyproject.toml --output-file constraints.txt $(ARGS)
@@ -88,6 +107,11 @@ BENCHMARKS := benchmarks/overhead/requirements.txt benchmarks/http/requirements.
 benchmarks/.venv/.installed: $(BENCHMARKS) pyproject.toml | benchmarks/.venv/bin/python
 	@echo "Installing the libraries that we compare ourselves with into benchmarks/.venv ..."
 	@benchmarks/.venv/bin/python -m pip install -qq $(addprefix -r ,$(BENCHMARKS)) --editable .
+	@touch $@
+
+build/fuzz-venv/.installed: tests/fuzz/requirements.txt pyproject.toml | build/fuzz-venv/bin/python
+	@echo "Installing atheris into build/fuzz-venv ..."
+	@build/fuzz-venv/bin/python -m pip install -qq -r tests/fuzz/requirements.txt --editable '.[httpx]' 'httpx[http2]'
 	@touch $@
 
 .venv-uv/bin/uv: | .venv-uv/bin/python

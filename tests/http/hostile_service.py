@@ -167,7 +167,7 @@ def resetting(connection: socket.socket) -> None:
 def unread(connection: socket.socket) -> None:
     """Read nothing, whatever is sent. Ends by itself: who reads nothing does not see that the client has gone."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    time.sleep(0.7)
+    time.sleep(0.4)
 
 
 def early(answer: bytes, then: Act) -> Act:
