@@ -15,8 +15,8 @@ def test_a_snapshot_can_be_taken_at_any_time(monkeypatch: pytest.MonkeyPatch) ->
     commit = Store.commit
     shown: list[dict[str, Any]] = []
 
-    def commit_and_look(store: Store, claims: Any) -> None:
-        commit(store, claims)
+    def commit_and_look(store: Store, *arguments: Any) -> None:
+        commit(store, *arguments)
         shown.append(mesh.snapshot())
 
     monkeypatch.setattr(Store, "commit", commit_and_look)
