@@ -171,11 +171,20 @@ def test_a_fixture_ends_it(stream):
 def test_read(make_mesh):
     assert client_of(make_mesh(POLICY)).get("http://inventory.test/").content == b"body"
 
+def test_a_thread_that_is_about_to_end(make_mesh):
+    begun = threading.Event()
+    @make_mesh(POLICY).guard("inventory")
+    def work():
+        begun.set()
+        threading.Event().wait(0.05)
+    threading.Thread(target=work).start()
+    begun.wait()
+
 def test_injected(make_mesh):
     with make_mesh(POLICY).inject("inventory", status=503):
         pass
 ''')
-    result.assert_outcomes(passed=3)
+    result.assert_outcomes(passed=4)
 
 
 def test_a_test_that_failed_is_not_reported_twice(run: Run) -> None:
