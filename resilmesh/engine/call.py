@@ -103,7 +103,8 @@ class Call:
     __slots__ = (
         "_answer", "_balancer", "_began", "_born", "_gate", "_outer", "_permit", "_phase", "_sent_at", "_serial", "_ticket", "_to_headers",
         "_tried",
-        "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "number", "plan", "replayable", "values", "wake_at",
+        "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "number", "plan", "repetition", "replayable", "values",
+        "wake_at",
     )
 
     def __init__(self, plan: Plan, idempotent: bool = False, replayable: bool = True, deadline: float = INFINITY) -> None:
@@ -124,6 +125,7 @@ class Call:
         self._phase = _NEW
 
     # Set when first needed, before anything reads them.
+    repetition: int  #: see ``repeats``
     values: tuple[str | None, ...]  #: of the request headers ``plan.by_value.headers``; the driver sets it before ``start``
     headers_by: float  #: absolute time by which the attempt must have its response headers
     wake_at: float  #: absolute time of the next ``woke``, after SLEEP and WAIT
@@ -139,6 +141,11 @@ class Call:
     _tried: list[Endpoint]
 
     # ---------------------------------------------------------------------------------------- call level
+
+    def repeats(self, number: int) -> None:
+        """Say, before ``start``, that a loop outside of ours (an SDK's own) sends this for the ``number``-th time again, from 1."""
+        self.repetition = number
+        self.plan.stats.outer_retries += 1
 
     def start(self, now: float) -> Step:
         """Begin; ``woke`` also comes back here to go on. The order of these lines is the order of decisions."""
@@ -225,7 +232,11 @@ class Call:
         hub.drain(now)
         if hub.observers:
             self._serial = next(hub.serial)
-            self._tell(now, "call_started")
+            repetition = getattr(self, "repetition", 0)
+            if repetition:
+                self._tell(now, "call_started", repetition=repetition)
+            else:
+                self._tell(now, "call_started")
 
     def _inject(self, now: float) -> Step:
         """A fault of call scope: the delay first, then the abort."""

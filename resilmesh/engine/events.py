@@ -4,7 +4,7 @@ An observer is called with one ``Event`` at a time, on the thread where it happe
 It should return fast. One that raises is logged once and dropped: telling must not break a call.
 
     event              detail
-    call_started
+    call_started       repetition               (only of a loop outside of ours)
     fault_injected     scope, delay or status
     call_queued
     attempt_started    endpoint

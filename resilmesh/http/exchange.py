@@ -15,6 +15,7 @@ from resilmesh.http.backend import INFINITY, MAX_HEAD_BYTES, LimitPassed, Wire
 from resilmesh.http.bodies import RequestBody
 from resilmesh.http.errors import in_dialect
 from resilmesh.http.mirror import copy_of
+from resilmesh.http.outer import repetition
 from resilmesh.http.shaping import shaped
 from resilmesh.units import format_duration
 
@@ -68,6 +69,9 @@ class Exchange(Wire):
         #: What stands in for a failure: the request's own, the transport's, or the policy's.
         self.fallback = (own and own.get("fallback")) or fallback or plan.fallback
         self.call = Call(plan, classify.is_idempotent(request, plan), body is None or body.replayable, outer)
+        repeated = repetition(request.headers)
+        if repeated:
+            self.call.repeats(repeated)
         if plan.by_value is not None:
             # Of a header that is sent several times the first value counts, as in Envoy.
             self.call.values = tuple(next(iter(request.headers.get_list(name)), None) for name in plan.by_value.headers)
@@ -106,6 +110,7 @@ class Exchange(Wire):
         until, deadline = call.headers_by, call.deadline
         self.until = until = until if until < deadline else deadline
         self.written = True
+        self.heard = False
         self.alone = alone = not lane.multiplexed
         self.head_left = MAX_HEAD_BYTES if alone else INFINITY
         moves = lane.rewrites and endpoint is not None
@@ -181,7 +186,7 @@ class Exchange(Wire):
                 answer = self.answer = _NO_POOL_SLOT
             return answer
         self.error = error
-        self.answer = classify.of_error(error, self.written)
+        self.answer = classify.of_error(error, self.written, self.heard)
         return self._sendable_after_all(self.answer)
 
     def limited(self, limit: LimitPassed) -> Answer:
@@ -304,7 +309,7 @@ class Exchange(Wire):
 
     def body_failed(self, error: Exception) -> None:
         """The client's own exception in the body."""
-        verdict = classify.of_error(error, written=True).verdict
+        verdict = classify.of_error(error, written=True, heard=True).verdict
         self.body_ended(Verdict.IGNORED if verdict is Verdict.IGNORED else Verdict.FAILURE)
 
     def abandon(self) -> None:

@@ -25,8 +25,8 @@ class Stats:
     """What happened on one route since the process began. Survives a new policy."""
 
     __slots__ = (
-        "abandoned", "discarded", "failed", "failed_seconds", "fallbacks", "faults", "ignored", "mirrored", "mirrors_dropped", "rejected",
-        "retries", "retries_refused", "started", "succeeded", "succeeded_seconds", "verdicts", "would_reject",
+        "abandoned", "discarded", "failed", "failed_seconds", "fallbacks", "faults", "ignored", "mirrored", "mirrors_dropped",
+        "outer_retries", "rejected", "retries", "retries_refused", "started", "succeeded", "succeeded_seconds", "verdicts", "would_reject",
     )
 
     def __init__(self) -> None:
@@ -39,6 +39,8 @@ class Stats:
         #: Attempts after the first of each call; first attempts follow from the rest.
         self.retries = 0
         self.retries_refused: dict[str, int] = {}
+        #: Calls that said they are a repetition of a loop outside of ours.
+        self.outer_retries = 0
         self.rejected: dict[str, int] = {}
         self.would_reject: dict[str, int] = {}
         self.faults: dict[str, int] = {}
@@ -89,6 +91,7 @@ class Stats:
             "discarded": discarded,
             "retries": self.retries,
             "retriesRefused": dict(self.retries_refused),
+            "outerRetries": self.outer_retries,
             "faults": dict(self.faults),
             "fallbacks": dict(self.fallbacks),
             "mirrored": self.mirrored,
