@@ -29,7 +29,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: fuzz help setup compare test test-all lint types imports ci soak bench docs docs-serve pictures reference constraints clean
+.PHONY: help setup compare test test-all lint types imports ci soak bench fuzz docs docs-serve pictures reference constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
