@@ -51,7 +51,7 @@ class Wire:
     The base of the exchange, which fills it in: an object less for each call.
     """
 
-    __slots__ = ("alone", "connect_timeout", "head_left", "idle_timeout", "monotonic", "until", "written")
+    __slots__ = ("alone", "connect_timeout", "head_left", "heard", "idle_timeout", "monotonic", "until", "written")
 
     monotonic: Callable[[], float]
     #: Seconds to connect, TLS included; ``inf`` when the policy does not say.
@@ -65,6 +65,8 @@ class Wire:
     written: bool
     #: No neighbour can have written our frames: the connection is not shared (HTTP/1.1).
     alone: bool
+    #: Whether a byte came back since the attempt began.
+    heard: bool
     #: Bytes that may still be read for the head; ``inf`` once it is there, and where neighbours read theirs too (HTTP/2).
     head_left: float
 
@@ -121,6 +123,7 @@ class _Stream:
         self.torn = False
 
     def _read(self, wire: Wire, data: bytes) -> bytes:
+        wire.heard = True
         wire.head_left -= len(data)
         if wire.head_left < 0:
             raise self._core.RemoteProtocolError(f"no end of the response's head within {MAX_HEAD_BYTES} bytes")

@@ -9,6 +9,7 @@
     could not connect (refused, time-out, TLS, proxy) UNSENT     5xx gateway-error reset connect-failure reset-before-request
     HTTP/2 REFUSED_STREAM                             UNSENT     5xx gateway-error reset refused-stream
     reset, closed, malformed answer                   FAILURE    5xx gateway-error reset
+      and HTTP/2 that a service breaks, whatever the client calls it
       and no byte of the request was written          UNSENT     ... and reset-before-request
     a limit of ours, or the client's read time-out    FAILURE    5xx gateway-error reset
       and there was no connection yet                 UNSENT     as: could not connect
@@ -122,14 +123,16 @@ _REFUSED_ANSWER: Final = Answer(Verdict.UNSENT, _REFUSED)
 _UNWRITTEN_ANSWER: Final = Answer(Verdict.UNSENT, _NOTHING_WRITTEN)
 
 
-def of_error(error: Exception, written: bool) -> Answer:
-    """The answer that an exception of the client is. ``written``: a byte of the request may have left."""
+def of_error(error: Exception, written: bool, heard: bool = False) -> Answer:
+    """The answer that an exception of the client is. ``written``: a byte of the request may have left. ``heard``: one came back."""
     answer = NO_VERDICT
     for kind in type(error).__mro__:
         found = _BY_NAME.get(kind.__name__)
         if found is not None:
             answer = found
             break
+    if heard and answer is NO_VERDICT and _broke_http2(error):
+        return _BY_NAME["RemoteProtocolError"]
     if answer.verdict is not Verdict.FAILURE:
         return answer
     if is_refused_stream(error):
@@ -142,6 +145,16 @@ def of_error(error: Exception, written: bool) -> Answer:
 def is_refused_stream(error: BaseException) -> bool:
     """Whether HTTP/2 said REFUSED_STREAM: the service promises that it did not look at the request."""
     return stream_reset(error) == _REFUSED_STREAM
+
+
+def _broke_http2(error: BaseException) -> bool:
+    """Whether h2 saw a breach of HTTP/2. httpcore calls every one LocalProtocolError, also what a service sent."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if cause.args and isinstance(cause.args[0], Exception) and type(cause.args[0]).__module__.partition(".")[0] == "h2":
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def stream_reset(error: BaseException) -> int | None:

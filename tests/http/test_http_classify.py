@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -179,3 +180,15 @@ def test_idempotency(
     request = library.Request(method, "http://svc.test/", headers=headers, extensions=extensions)
     plan: Any = SimpleNamespace(retry_idempotent=route)
     assert classify.is_idempotent(request, plan) is expected
+
+
+def test_http2_that_a_service_breaks_is_its_failure_whatever_httpcore_calls_it(library: ModuleType) -> None:
+    """As httpcore raises it: LocalProtocolError around h2's own. Of a request that h2 refuses to send nothing was heard."""
+    from h2.exceptions import ProtocolError
+
+    core = importlib.import_module({"httpx": "httpcore", "httpx2": "httpcore2"}[library.__name__])
+    error = library.LocalProtocolError("broken")
+    error.__cause__ = core.LocalProtocolError(ProtocolError("broken"))
+    assert classify.of_error(error, written=True, heard=True).verdict is Verdict.FAILURE
+    assert classify.of_error(error, written=True).verdict is Verdict.IGNORED
+    assert classify.of_error(library.LocalProtocolError("an illegal header"), written=True, heard=True).verdict is Verdict.IGNORED
