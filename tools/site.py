@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,11 +30,13 @@ def stage(directory: Path) -> None:
     shutil.copy(ROOT / "zensical.toml", directory)
     for page in sorted((ROOT / "docs").rglob("*.md")):
         staged = directory / page.relative_to(ROOT)
-        staged.write_text(TEST_WORDS.sub(r"\1\2", LINK.sub(lambda link: _on_the_site(link[1], page, directory), page.read_text())))
+        text = LINK.sub(partial(_on_the_site, page, directory), page.read_text())
+        staged.write_text(TEST_WORDS.sub(r"\1\2", text))
 
 
-def _on_the_site(link: str, page: Path, directory: Path) -> str:
-    """``link`` as it is for a page or a picture of docs/; to the copy of any other file of the repository."""
+def _on_the_site(page: Path, directory: Path, found: re.Match[str]) -> str:
+    """The link as it is for a page or a picture of docs/; to the copy of any other file of the repository."""
+    link = found[1]
     target = Path(os.path.normpath(page.parent / link))
     if target.is_relative_to(ROOT / "docs") or not target.is_file():
         return link
@@ -54,7 +57,7 @@ def main() -> int:
     options.directory.mkdir(parents=True, exist_ok=True)
     stage(options.directory)
     how = ["serve", "--dev-addr", ADDRESS] if options.serve else ["build", "--strict", "--clean"]
-    return subprocess.run([sys.executable, "-m", "zensical", *how], cwd=options.directory, check=False).returncode
+    return subprocess.run([sys.executable, "-m", "zensical", *how], cwd=options.directory, check=False).returncode  # noqa: S603  # our own words
 
 
 if __name__ == "__main__":

@@ -3,29 +3,7 @@
 An observer is called with one ``Event`` at a time, on the thread where it happened, outside of any lock.
 It should return fast. One that raises is logged once and dropped: telling must not break a call.
 
-    event              detail
-    call_started       repetition               (only of a loop outside of ours)
-    fault_injected     scope, delay or status
-    call_queued
-    attempt_started    endpoint
-    attempt_ended      verdict, status
-    backoff            seconds
-    retry_refused      reason: budget, deadline, circuit, endpoint
-    call_rejected      reason
-    would_reject       reason                   (mode OBSERVE)
-    call_ended         verdict, seconds
-    call_abandoned
-    fell_back          reason: REJECTED, DEADLINE, FAILURE
-    mirrored           to
-    mirror_dropped     to, reason: streamed, busy
-    circuit_changed    old, new, reason         (call and attempt are 0)
-    circuit_would_open reason                   (forced METRICS_ONLY)
-    endpoint_ejected   endpoint, reason, seconds
-    endpoint_returned  endpoint
-    injection_began    status, delay, percent, scope    (mesh.inject)
-    injection_ended    likewise
-    policy_applied     revision
-    policy_refused     error
+``EVENTS`` lists them all, and docs/reference/events.md is made of it (``make reference``).
 """
 
 from __future__ import annotations
@@ -36,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from resilmesh.engine.call import Call
@@ -55,6 +33,52 @@ class Event(NamedTuple):
     attempt: int
     detail: dict[str, Any]
 
+
+class Kind(NamedTuple):
+    """What an event of one name means. ``of``: what it belongs to; for all but a call's, ``call`` and ``attempt`` are 0."""
+
+    name: str
+    of: Literal["call", "service", "policy"]
+    when: str
+    #: What ``detail`` holds, in Markdown.
+    detail: str = ""
+
+
+#: Every event, in the order in which a call meets them.
+EVENTS = (
+    Kind("call_started", "call", "a call begins",
+         "`repetition`, only where a loop outside of the library (an [SDK's own](../how-to/sdks.md)) says that it sends the call again: "
+         "how often, from 1"),
+    Kind("fault_injected", "call", "a fault of the policy, or of `mesh.inject`, acts",
+         "`scope` (CALL, ATTEMPT) and `delay` (seconds) or `status`"),
+    Kind("call_queued", "call", "it waits for a slot of the concurrency limit"),
+    Kind("attempt_started", "call", "an attempt is sent", "`endpoint`: its address; `None`: where the URL says"),
+    Kind("attempt_ended", "call", "it gave its headers or its result, or failed", "`verdict`, `status` (0: none)"),
+    Kind("backoff", "call", "a retry was granted", "`seconds` until it"),
+    Kind("retry_refused", "call", "a retry that the policy wants was refused", "`reason`: `budget`, `deadline`, `circuit`, `endpoint`"),
+    Kind("call_rejected", "call", "the call was refused, nothing was sent", "`reason`: the name of the exception, such as `RateLimited`"),
+    Kind("would_reject", "call", "under OBSERVE: it would have been", "`reason`, likewise"),
+    Kind("call_ended", "call", "the call is over, its body included", "`verdict`, `seconds` since `call_started`"),
+    Kind("fell_back", "call", "a fallback was given in place of the outcome", "`reason`: `REJECTED`, `DEADLINE`, `FAILURE`"),
+    Kind("mirrored", "call", "a copy was sent to another service; its own call is told under that service's route `(mirror)`",
+         "`to`: its name"),
+    Kind("mirror_dropped", "call", "a copy was not sent",
+         "`to`, `reason`: `streamed` (a body that can be read only once), `busy` (too many are on their way)"),
+    Kind("call_abandoned", "call", "the caller went away: cancelled, or its response was forgotten"),
+    Kind("circuit_changed", "service", "a circuit opened, closed, or became half-open",
+         "`old`, `new` (CLOSED, OPEN, HALF_OPEN; set by hand: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY), `reason` in words"),
+    Kind("circuit_would_open", "service", "one that is set to METRICS_ONLY would have opened", "`reason` in words"),
+    Kind("endpoint_ejected", "service", "outlier detection took an endpoint out",
+         "`endpoint`, `reason`: the count that was reached (`consecutive5xxErrors`, `consecutiveGatewayErrors`, "
+         "`consecutiveLocalOriginFailures`), or the rate (`successRate`, `failurePercentage`, and of connections "
+         "`localOriginSuccessRate`, `localOriginFailurePercentage`); `seconds` (at least)"),
+    Kind("endpoint_returned", "service", "it is back. Told when somebody next looks for an endpoint", "`endpoint`"),
+    Kind("injection_began", "service", "a program put a fault in by `mesh.inject`",
+         "`status` and `delay` (seconds) or None, `percent`, `scope`"),
+    Kind("injection_ended", "service", "it took the fault out again", "likewise"),
+    Kind("policy_applied", "policy", "a new policy is in force", "`revision`"),
+    Kind("policy_refused", "policy", "one was refused; the last good one goes on", "`error`: every mistake, a line each"),
+)
 
 Observer = Callable[[Event], None]
 

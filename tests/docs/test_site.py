@@ -81,5 +81,6 @@ def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
 
     stage(tmp_path)
     (tmp_path / "docs" / "index.md").write_text("# Home\n\n[gone](gone.md)\n")
-    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    build = [sys.executable, "-m", "zensical", "build", "--strict"]
+    done = subprocess.run(build, cwd=tmp_path, capture_output=True, check=False, timeout=60)
     assert done.returncode != 0

@@ -25,12 +25,12 @@ def describe() -> str:
 def _module(name: str) -> list[str]:
     module = importlib.import_module(name)
     lines = [f"# {name}"]
-    for public in _names(module):
+    for public in names(module):
         lines += _thing(f"{name}.{public}", getattr(module, public))
     return [*lines, ""]
 
 
-def _names(module: ModuleType) -> list[str]:
+def names(module: ModuleType) -> list[str]:
     """What ``__all__`` lists, or else what the module itself defines."""
     if hasattr(module, "__all__"):
         return sorted(module.__all__)
@@ -47,7 +47,7 @@ def _thing(name: str, value: object) -> list[str]:
         return [f"class {name}({bases})" if bases else f"class {name}",
                 *(f"    {line}" for member in sorted(members) for line in _member(member, members[member]))]
     if callable(value):
-        return [f"def {name}{_signature(value)}"]
+        return [f"def {name}{signature(value)}"]
     return [f"{name}: {type(value).__name__}"]
 
 
@@ -56,11 +56,11 @@ def _member(name: str, value: object) -> list[str]:
         case property():
             return [f"{name} (property)"]
         case classmethod():
-            return [f"{name}{_signature(value.__func__)} (class method)"]
+            return [f"{name}{signature(value.__func__)} (class method)"]
         case staticmethod():
-            return [f"{name}{_signature(value.__func__)} (static method)"]
+            return [f"{name}{signature(value.__func__)} (static method)"]
         case _ if inspect.isfunction(value):
-            return [f"{'async ' if inspect.iscoroutinefunction(value) else ''}{name}{_signature(value)}"]
+            return [f"{'async ' if inspect.iscoroutinefunction(value) else ''}{name}{signature(value)}"]
         case _:
             return []
 
@@ -75,13 +75,13 @@ class _Shown:
         return self.text
 
 
-def _signature(value: Callable[..., object]) -> str:
+def signature(value: Callable[..., object]) -> str:
     """As the source has it: annotations are strings there (PEP 563), and an object's address says nothing."""
-    signature = inspect.signature(value)
+    found = inspect.signature(value)
     parameters = [
-        each.replace(annotation=_annotation(each.annotation), default=_default(each.default)) for each in signature.parameters.values()
+        each.replace(annotation=_annotation(each.annotation), default=_default(each.default)) for each in found.parameters.values()
     ]
-    return str(signature.replace(parameters=parameters, return_annotation=_annotation(signature.return_annotation)))
+    return str(found.replace(parameters=parameters, return_annotation=_annotation(found.return_annotation)))
 
 
 def _annotation(value: object) -> object:
