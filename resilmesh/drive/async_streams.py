@@ -150,9 +150,12 @@ class AsyncStream(Flow, AsyncGenerator[Any, Any]):
             call.abandon(self._guard.now())  # which does nothing to a call that is over
             raise
         self._generator, self._inside = opening.generator, opening.inside
-        if opening.exhausted:
-            raise StopAsyncIteration
-        return item
+        try:
+            if opening.exhausted:
+                raise StopAsyncIteration
+            return item
+        finally:
+            del item  # as a fallback's value in ``CoroutineExchange``
 
     async def _resume(self, go_on: Callable[[Any], Awaitable[Any]], value: Any, *, thrown: BaseException | None = None) -> Any:
         """Let the generator run to its next item, as long as there is time."""

@@ -148,8 +148,11 @@ class FunctionExchange(Outcome):
             value = fallback(error)
         else:
             value = fallback(outcome)
-        call.fell_back(self._guard.now(), reason)
-        return value
+        try:
+            call.fell_back(self._guard.now(), reason)
+            return value
+        finally:
+            del value  # it may hold the exception, whose traceback holds this frame: no cycle
 
     def set_aside(self) -> None:
         """A value or an exception needs no room."""
@@ -212,8 +215,11 @@ class CoroutineExchange(Outcome):
             value = fallback(outcome)
             if hasattr(value, "__await__"):
                 value = await value
-        call.fell_back(self._guard.now(), reason)
-        return value
+        try:
+            call.fell_back(self._guard.now(), reason)
+            return value
+        finally:
+            del value  # as in ``FunctionExchange``
 
     async def set_aside(self) -> None:
         """A value or an exception needs no room."""

@@ -223,9 +223,12 @@ class Stream(Flow, Generator[Any, Any, Any]):
             call.abandon(self._guard.now())  # which does nothing to a call that is over
             raise
         self._generator, self._inside = opening.generator, opening.inside
-        if opening.exhausted:
-            raise StopIteration(item)
-        return item
+        try:
+            if opening.exhausted:
+                raise StopIteration(item)
+            return item
+        finally:
+            del item  # as a fallback's value in ``FunctionExchange``
 
     def _resume(self, go_on: Callable[[Any], Any], value: Any, *, thrown: BaseException | None = None) -> Any:
         """Let the generator run to its next item."""
