@@ -57,14 +57,21 @@ class ThreadCopies:
         if self._process != os.getpid():
             self._begin()  # the threads are the parent's
         with self._lock:
-            if self._closed or self._pending >= MOST_COPIES:
+            if self._closed or self._pending >= MOST_COPIES or not self._has_threads():
                 return False
             self._pending += 1
             self._jobs.put(job)
-            if len(self._threads) < min(self._pending, _MOST_THREADS):
-                thread = threading.Thread(target=self._work, name="resilmesh-mirror", daemon=True)
-                self._threads.add(thread)
+        return True
+
+    def _has_threads(self) -> bool:
+        """Under the lock: begin a thread for one more copy, up to the most; whether there is any."""
+        if len(self._threads) < min(self._pending + 1, _MOST_THREADS):
+            thread = threading.Thread(target=self._work, name="resilmesh-mirror", daemon=True)
+            try:
                 thread.start()
+            except RuntimeError:  # the system has no more, or the interpreter is shutting down
+                return bool(self._threads)
+            self._threads.add(thread)
         return True
 
     def _work(self) -> None:
@@ -89,6 +96,8 @@ class ThreadCopies:
 
     def close(self) -> None:
         """Forget what waits; what flies ends by itself."""
+        if self._process != os.getpid():
+            self._begin()  # the lock may be one that a thread of the parent holds
         with self._lock:
             self._closed = True
             while not self._jobs.empty():
@@ -140,5 +149,8 @@ class TaskCopies:
 
     def close(self) -> None:
         """End every copy that flies."""
-        for end in list(self._flying.values()):
-            end()
+        for key, end in list(self._flying.items()):
+            try:
+                end()
+            except RuntimeError:  # its event loop is closed: it will never land
+                self._landed(key)
