@@ -29,6 +29,8 @@ from resilmesh.http.backend import CURRENT, INFINITY
 
 #: Seconds between two looks at every idle connection. The one that is about to be lent is always looked at.
 _SWEEP = 1.0
+#: What httpcore's connections speak.
+_SCHEMES = (b"http", b"https", b"ws", b"wss")
 
 
 class Waiter:
@@ -70,6 +72,13 @@ class Connections:
     def is_unused(self) -> bool:
         """Whether no request has or awaits a connection."""
         return len(self._open) == len(self._idle) and not self._waiting
+
+    def origin_of(self, request: Any) -> Any:
+        """Where a request goes. Raises ``UnsupportedProtocol``, as httpcore's pool does."""
+        url = request.url
+        if url.scheme not in _SCHEMES:
+            raise self._core.UnsupportedProtocol(f"Request URL has an unsupported protocol '{url.scheme.decode()}://'.")
+        return url.origin
 
     def take(self, origin: Any) -> Any:
         """A connection to ``origin``, for one request; ``None`` when all are in use."""
@@ -258,7 +267,8 @@ class Pool(Connections):
 
     def handle_request(self, request: Any) -> Any:
         """Send one request. Raises httpcore's exceptions, ``PoolTimeout`` after too long a wait in line."""
-        connection = self.take(request.url.origin) or self._wait(request)
+        origin = self.origin_of(request)
+        connection = self.take(origin) or self._wait(request, origin)
         try:
             if self.doomed:
                 self.bury()
@@ -270,10 +280,10 @@ class Pool(Connections):
         response.stream = Lent(self, connection, response.stream)
         return response
 
-    def _wait(self, request: Any) -> Any:
+    def _wait(self, request: Any, origin: Any) -> Any:
         patience = self.patience(request)
         come = threading.Event()
-        waiter = self.get_in_line(request.url.origin, come.set)
+        waiter = self.get_in_line(origin, come.set)
         try:
             come.wait(patience)
         except BaseException:
@@ -302,7 +312,8 @@ class AsyncPool(Connections):
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send one request. Raises httpcore's exceptions, ``PoolTimeout`` after too long a wait in line."""
-        connection = self.take(request.url.origin) or await self._wait(request)
+        origin = self.origin_of(request)
+        connection = self.take(origin) or await self._wait(request, origin)
         try:
             if self.doomed:
                 await self.bury()
@@ -314,12 +325,12 @@ class AsyncPool(Connections):
         response.stream = AsyncLent(self, connection, response.stream)
         return response
 
-    async def _wait(self, request: Any) -> Any:
+    async def _wait(self, request: Any, origin: Any) -> Any:
         from anyio import Event, move_on_after
 
         patience = self.patience(request)
         come = Event()
-        waiter = self.get_in_line(request.url.origin, come.set)
+        waiter = self.get_in_line(origin, come.set)
         try:
             with move_on_after(patience):
                 await come.wait()
