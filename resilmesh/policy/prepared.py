@@ -75,11 +75,12 @@ def prepare(path: str, pause: Callable[[], None] = lambda: None) -> Loaded:
 
     if not os.path.basename(sys.executable or "").startswith(("python", "pypy")):
         return load_file(path)  # embedded: what is there to run would be another program
-    # The child imports what this process does, from where it does.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+    # The child imports what this process does, from where it does, and from nowhere else (-P). What is no text Python passes over.
+    entries = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entries)}
     try:
         child = subprocess.Popen(  # noqa: S603  # this very interpreter
-            [sys.executable, "-c", _PROGRAM, path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            [sys.executable, "-P", "-c", _PROGRAM, path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=environment,
         )
     except OSError:
@@ -88,7 +89,9 @@ def prepare(path: str, pause: Callable[[], None] = lambda: None) -> Loaded:
         try:
             assert child.stdout is not None
             return _receive(child.stdout, pause)
-        except (EOFError, pickle.UnpicklingError):  # it died
+        except PolicyError:
+            raise
+        except Exception:  # it died, or something else wrote to its output, such as a sitecustomize
             return load_file(path)
         finally:
             child.kill()
