@@ -317,7 +317,7 @@ def test_a_service_that_takes_no_more_gets_no_more_copies(driver: Driver, servic
         for _ in range(6):
             client.get(URL)
         assert waits_for(lambda: mesh.snapshot()["services"]["other"]["routes"]["(mirror)"]["rejected"] == {"ConcurrencyExceeded": 4})
-        assert len(other.seen) == 2
+        assert waits_for(lambda: len(other.seen) == 2)
 
 
 # ---------------------------------------------------------------------------------- limits by header value
