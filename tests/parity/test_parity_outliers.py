@@ -29,9 +29,11 @@ services:
 
 
 def some(count: int) -> Callable[[Caller], None]:
+    """A pause after each: Envoy's main thread ejects, and its workers learn of it when the machine has time for them."""
     def traffic(caller: Caller) -> None:
         for _ in range(count):
             caller.get()
+            time.sleep(0.01)
 
     return traffic
 
