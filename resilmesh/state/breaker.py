@@ -6,7 +6,7 @@
     OPEN         waitDurationInOpenState is over, at the          HALF_OPEN    nobody
                  next call
     HALF_OPEN    enough probes failed to reach the threshold      OPEN         as many probes as permitted
-                 all probes are in, and they did not              CLOSED
+                 all probes are in, below the threshold           CLOSED
 
 **Permits.** Every call carries the permit it was given, and a permit belongs to one generation: all calls of
 one closed period share one object, each probe has its own. A result is compared with the permit of *now* by
