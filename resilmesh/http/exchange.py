@@ -254,7 +254,7 @@ class Exchange(Wire):
 
     def _conclude_error(self) -> Any:
         self.answer = OK
-        error, self.error = self.error, None  # no cycle through the traceback
+        error, self.error = self.error, None
         if error is None:
             raise RuntimeError("the engine returned a call that has neither response nor exception")
         if self.plan.respond and self.plan.mode == "ENFORCE":
@@ -264,7 +264,10 @@ class Exchange(Wire):
                 reply = replies.of_client_error(error, self.call.number)
             if reply is not None:
                 return replies.response(self.library, self.request.method, reply, self.facts())
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # which this frame would hold, and whose traceback holds this frame
 
     # ----------------------------------------------------------------------------------------- fallback
 

@@ -173,9 +173,12 @@ class Body:
                 break
             except LimitPassed as limit:
                 self._ended = True
-                error = exchange.body_limited(limit)
-                exchange.free(self._stream)
-                raise error from None
+                passed = exchange.body_limited(limit)
+                try:
+                    exchange.free(self._stream)
+                    raise passed from None
+                finally:
+                    del passed  # no cycle through the traceback
             except Exception as error:
                 self._ended = True
                 exchange.body_failed(error)
