@@ -118,6 +118,8 @@ class Connections:
     def doom_all(self) -> None:
         """The client is closed, and with it what is in use."""
         with self._lock:
+            # A call that chose this pool before another thread closed it, after a reload, leaves nothing open either.
+            self.max_keepalive_connections = 0
             self._idle.clear()
             for connection in list(self._open):
                 self.doom(connection)
