@@ -327,8 +327,9 @@ class Mesh:
         return result
 
     def _runner(self, service: str, kind: Kind) -> Callable[..., Any]:
+        guard = Guard(self, service)
         self._know(service, None)
-        return Guard(self, service).wrap(kind)(operator.call)
+        return guard.wrap(kind)(operator.call)
 
     def _know(self, service: str, route: str | None) -> None:
         table = self.table

@@ -79,6 +79,17 @@ _ELSEWHERE = {
 }
 
 
+def _no_option(name: str) -> str:
+    """What to say of an option that there is none of."""
+    if name in _ELSEWHERE:
+        return f"{name}= of tenacity's is not taken: {_ELSEWHERE[name]}"
+    from difflib import get_close_matches  # which only a mistake needs
+
+    names = [*BlockOptions.__annotations__, "fallback"]
+    close = get_close_matches(name, names, 1)
+    return f"there is no {name}=" + (f": did you mean {close[0]}=?" if close else f"; there are {', '.join(names)}")
+
+
 class Source(Protocol):
     """Where a guard finds the current policy: a Mesh, or the process's default one."""
 
@@ -106,9 +117,12 @@ class Guard:
         idempotent: bool | None = None, stop: StopBaseT | None = None, wait: WaitBaseT | None = None, retry: RetryBaseT | None = None,
         fallback: Callable[[Any], Any] | None = None, **others: Any,
     ) -> None:
+        if not isinstance(service, str):
+            raise TypeError(f"the first argument is the service's name, as in guard('ledger'), not {service!r}")
         for name in others:
-            elsewhere = _ELSEWHERE.get(name)
-            raise TypeError(f"there is no {name}=" if elsewhere is None else f"{name}= of tenacity's is not taken: {elsewhere}")
+            raise TypeError(_no_option(name))
+        if idempotent is not None and not isinstance(idempotent, bool):
+            raise TypeError(f"idempotent is True, False or None, not {idempotent!r}")  # "no" would be taken for yes
         if fallback is not None and not callable(fallback):
             raise TypeError(f"fallback is a function of the exception or the result, not {fallback!r}")
         self.source = source

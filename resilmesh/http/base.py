@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from resilmesh.drive.forms import kind_of
 from resilmesh.errors import Forbidden
 from resilmesh.http import replies
 from resilmesh.http.errors import in_dialect
@@ -14,6 +15,12 @@ from resilmesh.http.mirror import TaskCopies, ThreadCopies
 from resilmesh.mesh import Mesh
 
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+
+#: What a client first asks of its transport, and which one has it.
+_NEEDED = {
+    **dict.fromkeys(("handle_request", "__enter__"), "a Client needs resilmesh.http.Transport"),
+    **dict.fromkeys(("handle_async_request", "__aenter__"), "an AsyncClient needs resilmesh.http.AsyncTransport"),
+}
 
 
 class PolicyTransport:
@@ -35,6 +42,8 @@ class PolicyTransport:
             raise TypeError(f"inner= is {inner!r}, which has no {self._handle}: it is no transport for {type(self).__name__}")
         if fallback is not None and not callable(fallback):
             raise TypeError(f"fallback= is called with the request and its outcome, and {fallback!r} cannot be called")
+        if fallback is not None and self._handle == "handle_request" and kind_of(fallback) == "COROUTINE":
+            raise TypeError("the fallback of a client that awaits nothing cannot be awaited either: pass a plain function")
         self._mesh = mesh
         self._fallback = fallback
         self._clock = mesh.clock
@@ -46,6 +55,15 @@ class PolicyTransport:
     def mesh(self) -> Mesh:
         """The mesh whose policy applies."""
         return self._mesh
+
+    if not TYPE_CHECKING:  # to a type checker it would make every name one that we have
+
+        def __getattr__(self, name: str) -> Any:
+            """A client of the other kind asks for what we do not have: say which transport has it."""
+            said = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _NEEDED:
+                said += f": {_NEEDED[name]}"
+            raise AttributeError(said, name=name, obj=self)
 
     def _begin(self, request: Any) -> Any:
         """The exchange that a request begins; ``None`` when no policy applies. Raises ``Forbidden``."""

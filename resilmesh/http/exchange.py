@@ -281,12 +281,14 @@ class Exchange(Wire):
         if isinstance(self.fallback, Fallback):
             return replies.static(self.library, self.request.method, self.fallback, {**self.facts(), "fallback": reason})
         assert self.fallback is not None
+        if not isinstance(outcome, Exception):
+            outcome.request = self.request  # as the client would have set it, so that `raise_for_status` works
         return self.fallback(self.request, outcome)
 
     def stood_in(self, reason: FallbackReason, response: Any) -> Any:
         """What the user gets of a fallback."""
         if not isinstance(response, self.library.response):
-            raise TypeError(f"a fallback gives a {self.library.name}.Response, or None to let the outcome pass, not {response!r}")
+            raise TypeError(f"a fallback gives an {self.library.name}.Response, or None to let the outcome pass, not {response!r}")
         response.extensions.setdefault("resilmesh", {**self.facts(), "fallback": reason})
         self.call.fell_back(self._clock.monotonic(), reason)
         return response

@@ -30,11 +30,11 @@ def wrap(client: C, mesh: Mesh | None = None, *, fallback: CodeFallback | None =
     ``TypeError`` for what is not such a client. Calls in flight are not affected; connections that were open are
     not used for policy-governed requests any more.
     """
-    library_of(client)
-    mesh = default.get() if mesh is None else mesh
     target: Any = client
     if not hasattr(target, "_transport") or not hasattr(target, "_mounts"):
-        raise TypeError(f"{type(client).__qualname__} is no client: wrap an instance of Client or AsyncClient")
+        raise TypeError(f"{client!r} is no client: wrap an instance of httpx's or httpx2's Client or AsyncClient")
+    library_of(client)
+    mesh = default.get() if mesh is None else mesh
     kind = AsyncTransport if hasattr(target, "aclose") else Transport
     present = [each for each in (target._transport, *target._mounts.values()) if isinstance(each, PolicyTransport)]
     if any(each.mesh is not mesh for each in present):

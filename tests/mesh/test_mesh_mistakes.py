@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -102,3 +103,42 @@ def test_settings_are_known_by_name() -> None:
 
 def test_the_version_is_what_was_installed() -> None:
     assert resilmesh.__version__ == version("resilmesh")
+
+
+def test_the_transport_of_the_other_kind_of_client(mesh: Mesh) -> None:
+    # One of httpx and httpx2 is seldom installed, and a type checker then knows neither base class.
+    with pytest.raises(AttributeError, match=r"an AsyncClient needs resilmesh\.http\.AsyncTransport"):
+        asyncio.run(httpx.AsyncClient(transport=Transport(mesh)).get("http://a.svc/"))  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(AttributeError, match=r"a Client needs resilmesh\.http\.Transport$"):
+        httpx.Client(transport=AsyncTransport(mesh)).get("http://a.svc/")  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'$"):
+        Transport(mesh).nonsense  # type: ignore[attr-defined]  # noqa: B018  # the mistake
+
+
+@pytest.mark.parametrize("given", [httpx.Client, httpx, "client", Mesh.from_text(POLICY)], ids=["class", "module", "text", "swapped"])
+def test_only_a_client_is_wrapped(mesh: Mesh, given: object) -> None:
+    with pytest.raises(TypeError, match="is no client: wrap an instance of httpx's or httpx2's Client or AsyncClient"):
+        resilmesh.wrap(given, mesh)
+
+
+def test_a_fallback_that_nobody_would_await(mesh: Mesh) -> None:
+    async def fallback(request: Any, outcome: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="cannot be awaited either: pass a plain function"):
+        Transport(mesh, fallback=fallback)
+    AsyncTransport(mesh, fallback=fallback)
+
+
+def test_a_guard_without_its_service(mesh: Mesh) -> None:
+    for mistake in (mesh.guard, resilmesh.guard, mesh.attempts):
+        with pytest.raises(TypeError, match=r"the first argument is the service's name, as in guard\('ledger'\)"):
+            mistake(len)  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(TypeError, match="the first argument is the service's name"):
+        mesh.call(len, "ledger")  # type: ignore[arg-type]  # the mistake
+
+
+def test_options_of_a_guard(mesh: Mesh) -> None:
+    with pytest.raises(TypeError, match="there is no failure=: did you mean failures="):
+        mesh.guard("ledger", failure=OSError)  # type: ignore[call-arg]  # the mistake
+    with pytest.raises(TypeError, match="idempotent is True, False or None, not 'no'"):
+        mesh.guard("ledger", idempotent="no")  # type: ignore[arg-type]  # the mistake
