@@ -192,7 +192,7 @@ def test_what_a_fallback_raises_reaches_the_caller(driver: Driver, service: Serv
     with driver.client(transport=driver.transport(mesh, fallback=stand_in)) as client:
         with pytest.raises(LookupError, match="no cache"):
             client.get("http://svc.test/raise")
-        with pytest.raises(TypeError, match=r"a fallback gives a httpx2?\.Response, or None"):
+        with pytest.raises(TypeError, match=r"a fallback gives an httpx2?\.Response, or None"):
             client.get("http://svc.test/")
         with pytest.raises(TypeError, match="cannot be called"):
             driver.transport(mesh, fallback="cache")
