@@ -67,18 +67,18 @@ bench: benchmarks/.venv/.installed  ## the cost of a guarded call and of a reque
 	@for each in $(BENCH); do benchmarks/.venv/bin/python -m benchmarks.$$each $(ARGS); done
 
 docs: setup  ## the documentation as a site, in build/docs/site; fails on a warning
-	@$(BIN)/python -m tools.site build/docs
+	@$(BIN)/python -m tests.docs.build_site build/docs
 
 docs-serve: setup  ## the same on http://127.0.0.1:8000; `make docs` beside it brings your changes
-	@$(BIN)/python -m tools.site build/docs --serve
+	@$(BIN)/python -m tests.docs.build_site build/docs --serve
 
 pictures: setup  ## draw docs/pictures anew, from the code's own tables
-	@$(BIN)/python -m tools.pictures
+	@$(BIN)/python -m tests.docs.pictures
 
 reference: setup  ## make the pages of docs/reference anew, from the code
 	@$(BIN)/resilmesh schema --reference > docs/reference/policy.md
 	@$(BIN)/resilmesh schema --diagnostics > docs/reference/diagnostics.md
-	@$(BIN)/python -m tools.reference
+	@$(BIN)/python -m tests.docs.reference
 
 # SECONDS is a variable of the shell's own, so it counts only when it was given to make.
 fuzz: build/fuzz-venv/.installed  ## throw inputs at the policy, the matcher and the transport (SECONDS=3600)

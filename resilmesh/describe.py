@@ -22,21 +22,21 @@ OVERRIDE = "an argument of the mesh, or the environment"
 ORDER: dict[str, tuple[str, ...]] = {
     "mode": ("mode",),
     "local replies": ("localReplies",),
-    "fallback": ("fallback",),
     "fault, scope CALL": (),
     "deadline": ("timeout",),
     "retry budget": ("retryBudget",),
     "rate limit": ("rateLimit",),
     "concurrency": ("concurrency",),
     "split": ("split", "subsets"),
-    "mirror": ("mirror",),
-    "request": ("protocol", "rewrite", "headers"),
+    "headers, rewrite": ("protocol", "rewrite", "headers"),
     "circuit breaker": ("circuitBreaker",),
     "endpoint": ("endpoints", "loadBalancer", "outlierDetection"),
     "fault, scope ATTEMPT": (),
+    "mirror": ("mirror",),
     "send": ("connectTimeout", "idleTimeout"),
     "classify": ("classify",),
-    "retries": ("retries",),
+    "retry?": ("retries",),
+    "fallback?": ("fallback",),
 }
 
 

@@ -43,11 +43,18 @@ def _complaint(text: str) -> str:
 def format_duration(seconds: float) -> str:
     """The shortest exact way to write ``seconds`` in a policy: ``0.25`` is ``"250ms"``."""
     if seconds < 0.001 and seconds:
-        return f"{seconds * 1e6:.9g}us"
+        return _exactly(seconds, "us")
     if seconds < 1 and seconds:
-        return f"{seconds * 1e3:.9g}ms"
+        return _exactly(seconds, "ms")
     for unit in ("d", "h", "m"):
         size = _SECONDS[unit]
         if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:.9g}{unit}"
-    return f"{seconds:.9g}s"
+            return _exactly(seconds, unit)
+    return _exactly(seconds, "s")
+
+
+def _exactly(seconds: float, unit: str) -> str:
+    """As few digits as give the same duration again."""
+    size = _SECONDS[unit]
+    texts = (f"{seconds / size:.{digits}g}" for digits in (9, 12, 15, 17))
+    return next((text for text in texts if round(float(text) * size, 9) == seconds), f"{seconds / size:.9g}") + unit

@@ -17,7 +17,7 @@ from resilmesh.engine.plan import Fallback, Mirror, Plan, RetryPlan, Split
 from resilmesh.engine.shape import shape
 from resilmesh.engine.store import Claims, Key, Store
 from resilmesh.engine.verdict import Classes, mask
-from resilmesh.policy.prepared import names_and_hosts
+from resilmesh.policy.prepared import Services, names_and_hosts
 from resilmesh.policy.resolve import Effective, effective
 from resilmesh.state.balance import Balancer
 from resilmesh.state.breaker import BreakerSettings, CircuitBreaker
@@ -119,7 +119,7 @@ class Table:
     def remains(self) -> list[object]:
         """What a table that is not in force any more consists of, to be let go of piece by piece."""
         services: Any = self.policy.services
-        return [*self._served, *(services if isinstance(services, list) else ())]
+        return [*self._served, *(services.pieces() if isinstance(services, Services) else services)]
 
 
 class Compiler:

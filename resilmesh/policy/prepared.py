@@ -32,10 +32,15 @@ _PROGRAM = "from resilmesh.policy.prepared import main; main()"
 
 
 class Services(Sequence["Service"]):
-    """Services that are opened when somebody looks at one. ``listed``: name and hosts of each."""
+    """Services that are opened when somebody looks at one. ``hosts``: those of each, a line each.
 
-    def __init__(self, listed: list[tuple[str, tuple[str, ...]]], packed: list[bytes]) -> None:
-        self.listed = listed
+    Texts and bytes only: of ten thousand tuples the garbage collector would want to know what they hold, and stop every
+    call for the answer.
+    """
+
+    def __init__(self, names: list[str], hosts: list[str], packed: list[bytes]) -> None:
+        self._names = names
+        self._hosts = hosts
         self._packed = packed
         self._last: tuple[int, Service] | None = None
 
@@ -57,11 +62,20 @@ class Services(Sequence["Service"]):
         return service
 
 
+    def names_and_hosts(self) -> Iterator[tuple[str, Sequence[str]]]:
+        """Of each service, unopened."""
+        return ((name, hosts.split("\n") if hosts else ()) for name, hosts in zip(self._names, self._hosts, strict=True))
+
+    def pieces(self) -> list[object]:
+        """Everything that is large, to be let go of piece by piece."""
+        return [*self._names, *self._hosts, *self._packed]
+
+
 def names_and_hosts(policy: Policy) -> Iterator[tuple[str, Sequence[str]]]:
     """Each service's name and hosts, without opening it."""
     services: Any = policy.services
     if isinstance(services, Services):
-        yield from services.listed
+        yield from services.names_and_hosts()
         return
     yield from ((service.name, service.hosts or ()) for service in policy.services)
 
@@ -105,13 +119,14 @@ def _receive(pipe: IO[bytes], pause: Callable[[], None]) -> Loaded:
     if isinstance(head, list):
         raise PolicyError(head)
     policy, source, count = head
-    listed, packed = [], []
+    names, its_hosts, packed = [], [], []
     for _ in range(count):
         name, hosts, service = _next(pipe)
-        listed.append((name, hosts))
+        names.append(name)
+        its_hosts.append(hosts)
         packed.append(service)
         pause()
-    services = cast("list[Service]", Services(listed, packed))
+    services = cast("list[Service]", Services(names, its_hosts, packed))
     return Loaded(policy.model_copy(update={"services": services}), source, Places(), checked=True)
 
 
@@ -150,4 +165,4 @@ def _parts(path: str) -> Iterator[object]:
     policy = loaded.policy
     yield policy.model_copy(update={"services": []}), loaded.source, len(policy.services)
     for service in policy.services:
-        yield service.name, tuple(service.hosts or ()), pickle.dumps(service, pickle.HIGHEST_PROTOCOL)
+        yield service.name, "\n".join(service.hosts or ()), pickle.dumps(service, pickle.HIGHEST_PROTOCOL)

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from resilmesh.state.breaker import CircuitState
-from tools import pictures
+from tests.docs import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The widest that a letter of small and of other text comes, in pixels; measured generously.

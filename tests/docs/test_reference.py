@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resilmesh.engine.events import EVENTS
-from tools import reference
+from tests.docs import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(page for page in reference.PAGES.glob("*.md") if reference.PART.search(page.read_text()))

@@ -34,7 +34,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("docs")
-    build = [sys.executable, "-m", "tools.site", str(directory)]
+    build = [sys.executable, "-m", "tests.docs.build_site", str(directory)]
     done = subprocess.run(build, cwd=ROOT, env=os.environ | {"NO_COLOR": "1"}, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return directory / "site"
@@ -77,7 +77,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
 
 
 def test_a_broken_link_fails_the_build(tmp_path: Path) -> None:
-    from tools.site import stage
+    from tests.docs.build_site import stage
 
     stage(tmp_path)
     (tmp_path / "docs" / "index.md").write_text("# Home\n\n[gone](gone.md)\n")

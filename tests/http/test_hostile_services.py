@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -172,6 +173,10 @@ def test_a_clear_error_in_time_and_nothing_lost(runtime: Driver, name: str) -> N
                 ended = [each.detail["verdict"] for each in events if each.name == "call_ended"]
                 assert ended == [case.verdict]
             assert nothing_in_flight(mesh)
+            if name == "an answer, and garbage for ever":
+                # The garbage may arrive between the look at the idle connection and the request on it.
+                with suppress(runtime.library.RemoteProtocolError):
+                    client.get("http://svc.test/", timeout=5)
             assert client.get("http://svc.test/", timeout=5).text == "ok"
             assert nothing_in_flight(mesh)
         assert service.gone()
