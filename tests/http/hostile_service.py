@@ -91,24 +91,18 @@ class _Patient:
 
 
 def asked(connection: socket.socket) -> None:
-    """Read a request, body and all. Raises ``OSError`` when the client has gone."""
-    head, body = _until(connection, b"\r\n\r\n")
+    """Read a request, body and all, and nothing of the next, which may have come. Raises ``OSError`` when the client has gone."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += _more(connection, 1)
     length = re.search(rb"content-length: *([0-9]+)", head, re.IGNORECASE)
-    left = int(length[1]) - len(body) if length else 0
+    left = int(length[1]) if length else 0
     while left > 0:
-        left -= len(_more(connection))
+        left -= len(_more(connection, min(left, 65536)))
 
 
-def _until(connection: socket.socket, end: bytes) -> tuple[bytes, bytes]:
-    said = b""
-    while end not in said:
-        said += _more(connection)
-    before, _, after = said.partition(end)
-    return before, after
-
-
-def _more(connection: socket.socket) -> bytes:
-    if not (part := connection.recv(65536)):
+def _more(connection: socket.socket, most: int) -> bytes:
+    if not (part := connection.recv(most)):
         raise ConnectionError("the client has gone")
     return part
 
