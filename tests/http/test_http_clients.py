@@ -472,7 +472,7 @@ def test_wrapping_twice(driver: Driver, service: Service) -> None:
         with pytest.raises(ValueError, match="another mesh"):
             resilmesh.wrap(client.own, mesh_of(service))
         assert client.get(URL).extensions["resilmesh"]["attempts"] == 1
-    with pytest.raises(TypeError, match="neither httpx nor httpx2"):
+    with pytest.raises(TypeError, match="is no client: wrap an instance of httpx"):
         resilmesh.wrap(object(), mesh)
     with pytest.raises(TypeError, match="no client"):
         resilmesh.wrap(driver.library.Request("GET", URL), mesh)
