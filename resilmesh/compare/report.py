@@ -368,6 +368,8 @@ def what_is_worse(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
         lines.append(
             f"  Its CPU, {cpu.median:.3f} s per 1,000 calls over bare, is spent in the application's own process, under its GIL;")
         lines.append("  a sidecar's is spent in another process, on another core where there is one.")
+        lines.append("  Over HTTP/1.1 the library's pool is its own and cheaper than the one that bare, library-off and sidecar use:")
+        lines.append("  part of what the policy costs is won back there, and a bare client over such a pool would gain as much.")
     return [
         *lines,
         "  State is per process: four workers have four circuits, four budgets and four times each limit, and each learns of an",
