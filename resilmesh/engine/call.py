@@ -36,7 +36,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from resilmesh.engine.backoff import backoff, come_back
-from resilmesh.engine.plan import INFINITY, Plan
+from resilmesh.engine.plan import INFINITY, Plan, RetryPlan
 from resilmesh.engine.verdict import Answer, Verdict, mask
 from resilmesh.errors import (
     CallError,
@@ -102,9 +102,9 @@ class Call:
 
     __slots__ = (
         "_answer", "_balancer", "_began", "_born", "_gate", "_outer", "_permit", "_phase", "_sent_at", "_serial", "_ticket", "_to_headers",
-        "_tried",
-        "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "number", "plan", "repetition", "replayable", "values",
-        "wake_at",
+        "_transparent", "_tried",
+        "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "injected_grpc", "number", "own_timeout", "plan",
+        "repetition", "replayable", "values", "wake_at",
     )
 
     def __init__(self, plan: Plan, idempotent: bool = False, replayable: bool = True, deadline: float = INFINITY) -> None:
@@ -126,6 +126,8 @@ class Call:
 
     # Set when first needed, before anything reads them.
     repetition: int  #: see ``repeats``
+    own_timeout: float  #: see ``lasts``
+    injected_grpc: int | None  #: the gRPC status of ``injected``, where the policy names one
     values: tuple[str | None, ...]  #: of the request headers ``plan.by_value.headers``; the driver sets it before ``start``
     headers_by: float  #: absolute time by which the attempt must have its response headers
     wake_at: float  #: absolute time of the next ``woke``, after SLEEP and WAIT
@@ -138,6 +140,7 @@ class Call:
     _serial: int
     _ticket: Ticket
     _to_headers: float
+    _transparent: bool  #: an attempt was repeated because the service had refused to look at it
     _tried: list[Endpoint]
 
     # ---------------------------------------------------------------------------------------- call level
@@ -146,6 +149,12 @@ class Call:
         """Say, before ``start``, that a loop outside of ours (an SDK's own) sends this for the ``number``-th time again, from 1."""
         self.repetition = number
         self.plan.stats.outer_retries += 1
+
+    def lasts(self, now: float, seconds: float) -> None:
+        """Say, before ``start``, that the caller gives this call no more time than that: a time-out like the policy's own."""
+        self.own_timeout = seconds
+        if now + seconds < self.deadline:
+            self.deadline = now + seconds
 
     def start(self, now: float) -> Step:
         """Begin; ``woke`` also comes back here to go on. The order of these lines is the order of decisions."""
@@ -310,7 +319,7 @@ class Call:
         self.injected = None
         abort = fault.draw_abort(rng)
         if abort is not None:
-            self.injected = abort.abort_status or 200
+            self.injected, self.injected_grpc = abort.abort_status or 200, abort.abort_grpc
             self._count_fault(now, "abort", scope="ATTEMPT", status=self.injected)
         if not delay:
             return SEND
@@ -405,12 +414,15 @@ class Call:
         if at_limit and self.headers_by >= self.deadline >= self._outer:
             # The caller's own caller had no more time: that says nothing about this service.
             verdict = _IGNORED
-        self._tell(now, "attempt_ended", verdict=verdict.value, status=answer.status)
+        if answer.grpc is None:
+            self._tell(now, "attempt_ended", verdict=verdict.value, status=answer.status)
+        else:
+            self._tell(now, "attempt_ended", verdict=verdict.value, status=answer.status, grpc_status=answer.grpc)
         if verdict is not _SUCCESS:
             plan.stats.count(plan.stats.verdicts, verdict.value)
         self._answer = answer
         observes = plan.mode == "OBSERVE"
-        again = verdict is not _IGNORED and not observes and self._wants_retry(answer)
+        again = verdict is not _IGNORED and not observes and (self._repeats_unseen(answer) or self._wants_retry(answer))
         if verdict is not _SUCCESS or answer.complete or again:
             self._tell_breaker(now, verdict, now - self._sent_at)
             self._tell_detector(now, verdict, answer)
@@ -457,29 +469,40 @@ class Call:
         """Whether the policy would have this attempt repeated, and it can be."""
         retries = self.plan.retries
         if answer.again is None:
-            if retries is None or self.number > retries.max_retries:
+            if retries is None or self.number - getattr(self, "_transparent", False) > retries.max_retries:
                 return False
-            # Of an answer with x-envoy-ratelimited Envoy asks no other word, and no number either.
-            if not (answer.words & retries.words or (answer.status in retries.statuses and not answer.words & _RATE_LIMITED)):
+            if not (answer.words & retries.words or self._listed(retries, answer)):
                 return False
         elif not answer.again or (retries is not None and not retries.max_retries):
             return False  # the program's own strategies stand in for retryOn and maxRetries; but no retries are none
         # What may have reached the service is repeated only if that is harmless.
         return self.replayable and (self.idempotent or answer.verdict is _UNSENT)
 
+    @staticmethod
+    def _listed(retries: RetryPlan, answer: Answer) -> bool:
+        """Whether retryOn has the status as a number. Of an answer with x-envoy-ratelimited Envoy asks no word but that, and no number."""
+        return answer.grpc is None and answer.status in retries.statuses and not answer.words & _RATE_LIMITED
+
+    def _repeats_unseen(self, answer: Answer) -> bool:
+        """Whether to send again what the service promised not to have looked at: once a call, whatever retryOn says (gRFC A6)."""
+        return answer.refused and self.replayable and not getattr(self, "_transparent", False)
+
     def _may_retry(self, now: float, answer: Answer) -> bool:
         """Whether there is leave to try again, asked while the last response is still open; sets up the backoff if so."""
         plan = self.plan
-        delay = self._delay(answer)
+        unseen = self._repeats_unseen(answer)
+        delay = 0.0 if unseen else self._delay(answer)
         if now + delay >= self.deadline:
             return self._retry_refused(now, "deadline")
         if plan.breaker is not None and not plan.breaker.admits(now + delay):
             return self._retry_refused(now, "circuit")
         # The budget comes last: what another reason refuses must not cost a retry.
-        if plan.budget is not None and not plan.budget.withdraw(now):
+        if plan.budget is not None and not unseen and not plan.budget.withdraw(now):
             return self._retry_refused(now, "budget")
         if not self._enter(_BACKOFF):
             return False
+        if unseen:
+            self._transparent = True
         self._leave_endpoint(tried=True)
         self.wake_at = now + delay
         self._tell(now, "backoff", seconds=delay)
@@ -703,8 +726,8 @@ class Call:
         return kind(why, service=plan.service, route=plan.route, retry_after=retry_after, attempts=self.number)
 
     def _deadline_error(self) -> CallError:
-        timeout = self.plan.timeout
-        if timeout is None or self.deadline >= self._outer:
+        timeout = min(self.plan.timeout or INFINITY, getattr(self, "own_timeout", INFINITY))
+        if timeout == INFINITY or self.deadline >= self._outer:
             return self._error(DeadlineExceeded, "the deadline that this call inherited has passed")
         return self._error(DeadlineExceeded, f"no answer within the timeout of {format_duration(timeout)}")
 

@@ -16,7 +16,7 @@ from resilmesh.engine.match import Headers, Hosts, Routes, comparison
 from resilmesh.engine.plan import Fallback, Mirror, Plan, RetryPlan, Split
 from resilmesh.engine.shape import shape
 from resilmesh.engine.store import Claims, Key, Store
-from resilmesh.engine.verdict import Classes, mask
+from resilmesh.engine.verdict import GRPC_AS_HTTP, Classes, mask
 from resilmesh.policy.prepared import Services, names_and_hosts
 from resilmesh.policy.resolve import Effective, effective
 from resilmesh.state.balance import Balancer
@@ -334,7 +334,7 @@ class Compiler:
         service, route = blocks.service.name, None if blocks.route is None else blocks.route.name
         found = [each.fault for each in reversed(self._injections) if each.scope == scope and each.applies_to(service, route)]
         if blocks.fault is not None and blocks.fault.scope == scope:
-            found.append(_fault(blocks.fault))
+            found.append(_fault(blocks.fault, grpc=blocks.service.protocol == "GRPC"))
         if len(found) < 2:
             return found[0] if found else None
         return Faults(tuple(found))
@@ -411,10 +411,13 @@ def _fallback(block: FallbackBlock) -> Fallback:
     return Fallback(frozenset(block.on), block.status, [*(block.headers or {}).items()], block.body.encode())
 
 
-def _fault(block: FaultBlock) -> Fault:
+def _fault(block: FaultBlock, *, grpc: bool) -> Fault:
     abort, delay = block.abort, block.delay
+    status = None if abort is None else abort.http_status
+    if grpc and abort is not None and abort.grpc_status is not None:
+        status = GRPC_AS_HTTP[abort.grpc_status]
     return Fault(
-        abort_status=None if abort is None else abort.http_status,
+        abort_status=status,
         abort_grpc=None if abort is None else abort.grpc_status,
         abort_share=0.0 if abort is None else abort.percent / 100,
         delay=0.0 if delay is None else delay.fixed_delay,

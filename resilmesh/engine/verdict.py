@@ -63,6 +63,23 @@ def of_status(status: int) -> tuple[Verdict, int]:
     return Verdict.SUCCESS, mask("retriable-4xx") if status == 409 else 0
 
 
+#: A gRPC status as HTTP, by which Envoy judges it (its grpcToHttpStatus); the number is the index.
+GRPC_AS_HTTP: tuple[int, ...] = (200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401)
+#: The retry words that a gRPC status has, which are its own alone (ENVOY.md 2l).
+_GRPC_WORDS: dict[int, int] = {
+    1: mask("cancelled"), 4: mask("deadline-exceeded"), 8: mask("resource-exhausted"), 13: mask("internal"), 14: mask("unavailable"),
+}
+
+
+def of_grpc(code: int, of_http: Callable[[int], tuple[Verdict, int]] = of_status) -> tuple[Verdict, int, int]:
+    """What a gRPC status is that a service gave: its verdict, its retry words, and the HTTP status that it counts as.
+
+    ``of_http``: the policy's view of HTTP statuses (``classify``).
+    """
+    status = GRPC_AS_HTTP[code] if 0 <= code < len(GRPC_AS_HTTP) else 500
+    return of_http(status)[0], _GRPC_WORDS.get(code, 0), status
+
+
 class Classes:
     """The policy's classify block: which statuses and response headers are failures or successes, against the common table."""
 
@@ -97,7 +114,10 @@ class Classes:
 class Answer:
     """The outcome of one attempt, classified. Immutable by convention; the common ones are shared."""
 
-    __slots__ = ("again", "backoff", "complete", "injected", "local_origin", "retry_after", "status", "timed_out", "verdict", "words")
+    __slots__ = (
+        "again", "backoff", "complete", "grpc", "injected", "local_origin", "refused", "retry_after", "status", "timed_out", "verdict",
+        "words",
+    )
 
     def __init__(
         self,
@@ -112,11 +132,13 @@ class Answer:
         local_origin: bool = False,
         again: bool | None = None,
         backoff: float | None = None,
+        grpc: str | None = None,
+        refused: bool = False,
     ) -> None:
         self.verdict = verdict
         #: Retry words that apply.
         self.words = words
-        #: HTTP status, 0 where there is none.
+        #: HTTP status, 0 where there is none; of a gRPC status the one that it counts as.
         self.status = status
         #: Seconds that the service asks the caller to wait.
         self.retry_after = retry_after
@@ -132,6 +154,10 @@ class Answer:
         self.again = again
         #: Seconds to wait before that, in place of the policy's backoff.
         self.backoff = backoff
+        #: Name of the gRPC status, such as UNAVAILABLE; None: this is no gRPC.
+        self.grpc = grpc
+        #: The service promises not to have looked at it (HTTP/2 REFUSED_STREAM, GOAWAY), and it may be sent again at once.
+        self.refused = refused
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name))
