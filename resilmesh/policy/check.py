@@ -271,10 +271,27 @@ def _service(report: Report, policy: Policy, index: int, service: Service) -> No
     addresses = [endpoint.address.lower() for endpoint in service.endpoints or ()]
     _names(report, addresses, inside + "endpoint", (*path, "endpoints"), "address", codes.DUPLICATE_ENDPOINT)
     if service.protocol == "GRPC":
-        report.add(codes.GRPC_NOT_ENFORCED, (*path, "protocol"), f"service {service.name!r}: 'protocol: GRPC' is not enforced yet")
+        _not_for_grpc(report, policy, index, service)
     _splits(report, path, service)
     _mirrors(report, path, policy, service)
     _shared_limits(report, policy, index, service)
+
+
+def _not_for_grpc(report: Report, policy: Policy, index: int, service: Service) -> None:
+    """Blocks that would do nothing for a service that speaks gRPC, wherever they stand."""
+    found: dict[Path, str] = {}
+    for number in (None, *range(len(service.routes or ()))):
+        plan = effective(policy, index, number)
+        if plan.fallback is not None:
+            found[plan.origin["fallback"]] = "fallback"
+        if plan.mirror is not None:
+            found[plan.origin["mirror"]] = "mirror"
+        if plan.headers is not None and plan.headers.response is not None:
+            found[*plan.origin["headers"], "response"] = "headers.response"
+        if plan.rewrite is not None and plan.rewrite.host is not None:
+            found[*plan.origin["rewrite"], "host"] = "rewrite.host"
+    for place, name in found.items():
+        report.add(codes.NOT_FOR_GRPC, place, f"service {service.name!r} speaks gRPC, for which there is no {name!r}")
 
 
 def _splits(report: Report, path: Path, service: Service) -> None:

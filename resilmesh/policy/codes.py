@@ -220,6 +220,13 @@ UNKNOWN_GROUP = _code(
     "RM225", "No such group", "The substitution refers to a group that the expression does not have.", "Add the group, or mend the number.",
 )
 
+NOT_FOR_GRPC = _code(
+    "RM226", "A block that gRPC has nothing for",
+    "A gRPC call ends in a message or a status, and its channel has one authority: there is no static response to give, no response "
+    "header to change, no host to write and no copy to send.",
+    "Remove the block; where the service inherits it, set it to `null`. A channel takes `fallback=` in code.",
+)
+
 # ------------------------------------------------------------------------------- RM3xx: not enforced yet
 
 NOT_ENFORCED = _code(
@@ -227,11 +234,6 @@ NOT_ENFORCED = _code(
     "The block is known, documented and was validated, but this version does not act on it. "
     "A policy that uses it is refused, because it must not look as if it protected anything.",
     "Remove the block until a version that enforces it.",
-)
-GRPC_NOT_ENFORCED = _code(
-    "RM302", "gRPC is not enforced yet",
-    "`protocol: GRPC` is known, but this version has no gRPC adapter, so nothing would apply the policy.",
-    "Leave the service out until a version that enforces it.",
 )
 
 # -------------------------------------------------------------------------------------- RM4xx: warnings
@@ -258,8 +260,9 @@ CONTRADICTORY_MATCH = _code(
     "RM405", "A match that can never hold", "No request satisfies all of its conditions.", "Remove one of them.",
 )
 FOREIGN_RETRY_WORD = _code(
-    "RM406", "A retry word of another protocol", "This word describes a gRPC status, and the service does not speak gRPC.",
-    "Remove it, or write the HTTP word or status that you mean.",
+    "RM406", "A retry word of another protocol",
+    "It describes a gRPC status where the service does not speak gRPC, or an HTTP status where it does.",
+    "Remove it, or write the word or status of the protocol that you mean.",
 )
 NEVER_EJECTS = _code(
     "RM407", "Outlier detection that never ejects", "By these numbers no endpoint can ever be taken out.",

@@ -64,10 +64,16 @@ def _retries(report: Report, plan: Effective, has_grpc: bool) -> None:
             codes.NO_BUDGET, place,
             f"retries without a 'retryBudget': in an outage each call becomes {1 + retries.max_retries} attempts",
         )
-    if retries.idempotent and plan.service.hosts and (unsafe := _unsafe_methods(plan)):
+    grpc = plan.service.protocol == "GRPC"
+    if retries.idempotent and plan.service.hosts and not grpc and (unsafe := _unsafe_methods(plan)):
         methods = " and ".join(sorted(unsafe))
         report.add(codes.UNSAFE_RETRY, (*place, "idempotent"), f"{methods} of {_named(plan)} may be sent twice")
-    if plan.service.protocol == "GRPC" or not plan.service.hosts or (place[0] == "defaults" and has_grpc):
+    if grpc and place[0] != "defaults":
+        for number, word in enumerate(retries.retry_on):
+            if isinstance(word, int) or word == "retriable-4xx":
+                message = f"{word!r} is an HTTP status, and service {plan.service.name!r} is GRPC"
+                report.add(codes.FOREIGN_RETRY_WORD, (*place, "retryOn", number), message)
+    if grpc or not plan.service.hosts or (place[0] == "defaults" and has_grpc):
         return
     for number, word in enumerate(retries.retry_on):
         if word in GRPC_WORDS:
