@@ -29,7 +29,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup compare test test-all lint types imports ci soak bench fuzz docs docs-serve pictures reference constraints clean
+.PHONY: help setup compare test test-all lint types imports ci soak bench fuzz docs docs-serve pictures reference protos constraints clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -79,6 +79,9 @@ reference: setup  ## make the pages of docs/reference anew, from the code
 	@$(BIN)/resilmesh schema --reference > docs/reference/policy.md
 	@$(BIN)/resilmesh schema --diagnostics > docs/reference/diagnostics.md
 	@$(BIN)/python -m tests.docs.reference
+
+protos: setup  ## compile the protos of the tests
+	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. tests/grpc/protos/*.proto
 
 # SECONDS is a variable of the shell's own, so it counts only when it was given to make.
 fuzz: build/fuzz-venv/.installed  ## throw inputs at the policy, the matcher and the transport (SECONDS=3600)
