@@ -6,8 +6,7 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 import anyio
@@ -18,6 +17,7 @@ import resilmesh
 from resilmesh import DeadlineExceeded
 from resilmesh.drive.context import deadline
 from tests.drive.guarding import RETRY, circuit, idle, mesh_of, stats
+from tests.timing import in_time, lasts
 
 #: Seconds that a limit may be late; and where a single one is looked at, on a machine with other things to do.
 LATE, BUSY = 0.02, 0.25
@@ -25,12 +25,8 @@ LATE, BUSY = 0.02, 0.25
 pytestmark = pytest.mark.anyio
 
 
-@contextmanager
-def takes(seconds: float) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    took = time.monotonic() - began
-    assert seconds - 0.002 <= took <= seconds + BUSY, f"took {took:.4f} s"
+def takes(seconds: float) -> AbstractContextManager[None]:
+    return lasts(seconds - 0.002, seconds + BUSY)
 
 
 async def test_the_deadline_is_exact() -> None:
@@ -41,7 +37,7 @@ async def test_the_deadline_is_exact() -> None:
             await guarded()
         late.append(time.monotonic() - began - 0.02)
     assert min(late) >= -0.002
-    assert statistics.median(late) <= LATE
+    in_time(statistics.median(late), LATE)
 
 
 async def test_the_deadline_ends_the_call_in_its_own_name() -> None:
@@ -67,7 +63,8 @@ async def test_each_try_has_its_own_limit_and_all_of_them_the_deadline() -> None
     with takes(0.12), pytest.raises(DeadlineExceeded, match="timeout of 120ms") as caught:
         await mesh.guard("svc")(hang)()
     assert caught.value.attempts == len(began) == 3
-    assert all(0.048 <= later - sooner <= 0.052 + BUSY for sooner, later in itertools.pairwise(began))
+    for sooner, later in itertools.pairwise(began):
+        in_time(later - sooner, 0.052 + BUSY, least=0.048)
     assert idle(mesh)
 
 

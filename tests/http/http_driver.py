@@ -1,8 +1,7 @@
-"""What the cases of this directory are written with: a client under any runtime, a policy, and two assertions."""
+"""What the cases of this directory are written with: a client under any runtime, a policy, and an assertion."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -106,14 +105,6 @@ def policy(*services: Service | str, mesh: str = "", **blocks: str) -> str:
 
 def mesh_of(*services: Service | str, seed: int = 7, **blocks: str) -> Mesh:
     return Mesh.from_text(policy(*services, **blocks), seed=seed)
-
-
-@contextmanager
-def lasts(least: float, most: float) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    took = time.monotonic() - began
-    assert least <= took <= most, f"took {took:.3f} s"
 
 
 def nothing_in_flight(mesh: Mesh) -> bool:

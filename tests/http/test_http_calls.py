@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 import pytest
-from http_driver import Driver, lasts, mesh_of, nothing_in_flight, policy
+from http_driver import Driver, mesh_of, nothing_in_flight, policy
 from http_service import Service, answer, close, drip_body, drip_head, hang, raw, reset, unused_port
 
 import resilmesh
+from tests.timing import lasts
 
 #: How late a deadline may be noticed on a busy machine.
 LATE = 0.15

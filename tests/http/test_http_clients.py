@@ -16,13 +16,14 @@ from typing import Any
 import httpx
 import pytest
 import respx
-from http_driver import Driver, lasts, mesh_of, nothing_in_flight, policy
+from http_driver import Driver, mesh_of, nothing_in_flight, policy
 from http_proxy import Proxy
 from http_service import Service, answer, drip_body, raw
 
 import resilmesh
 from resilmesh.http import AsyncTransport, Transport
 from resilmesh.http.lanes import OPTIONS
+from tests.timing import lasts
 
 URL = "http://svc.test/things"
 RETRY = "{maxRetries: 2, retryOn: [5xx], backoff: {base: 1ms}}"

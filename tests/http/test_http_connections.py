@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from http_driver import Driver, lasts, mesh_of, policy
+from http_driver import Driver, mesh_of, policy
 from http_service import Service, answer, raw
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from resilmesh import DeadlineExceeded, Mesh
 from resilmesh.http import AsyncTransport, Transport, connections
 from resilmesh.http.connections import Connections, Waiter
+from tests.timing import lasts
 
 URL = "http://svc.test/things"
 A, B = "http://a", "http://b"

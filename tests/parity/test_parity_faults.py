@@ -6,6 +6,8 @@ import pytest
 from scripted import OK, Say, Service, status
 from sidebyside import Caller, covers, side_by_side
 
+from tests.timing import in_time
+
 Services = dict[str, Service]
 
 
@@ -86,7 +88,7 @@ def test_the_delay_comes_before_the_abort_and_once_a_call(services: Services) ->
     both = side_by_side(services, text, lambda caller: caller.get())
     both.agree()
     assert both.envoy.bodies == ["fault filter abort"]
-    assert 0.29 <= both.envoy.replies[0].seconds < 0.5
+    in_time(both.envoy.replies[0].seconds, 0.5, least=0.29)
 
 
 @covers("FaultDelay.percent")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import pytest
 from scripted import OK, Say, Service, status, unanswering
 from sidebyside import Caller, covers, side_by_side
+
+from tests.timing import in_time
 
 Services = dict[str, Service]
 
@@ -29,7 +30,7 @@ def test_a_response_that_comes_too_late(services: Services) -> None:
     both.agree()
     reply = both.envoy.replies[0]
     assert (reply.status, reply.body) == (504, "upstream request timeout")
-    assert 0.28 <= reply.seconds < 0.5
+    in_time(reply.seconds, 0.5, least=0.28)
 
 
 @covers("CallBlocks.timeout")
@@ -45,7 +46,7 @@ def test_the_timeout_bounds_all_attempts_together(services: Services) -> None:
     both = side_by_side(services, text, lambda caller: caller.get(), a=Say(delay=1.0))
     both.agree()
     assert both.envoy.bodies == ["upstream request timeout"]
-    assert 0.48 <= both.envoy.replies[0].seconds < 0.7
+    in_time(both.envoy.replies[0].seconds, 0.7, least=0.48)
     assert both.envoy.attempts == 3
 
 
@@ -55,7 +56,7 @@ def test_the_timeout_covers_the_body(services: Services) -> None:
     both.agree()
     reply = both.envoy.replies[0]
     assert (reply.status, reply.cut) == (200, True)
-    assert 0.38 <= reply.seconds < 0.75
+    in_time(reply.seconds, 0.75, least=0.38)
 
 
 @covers("CallBlocks.timeout")
@@ -72,8 +73,8 @@ def test_difference_a_backoff_that_does_not_fit_ends_the_call_in_the_library_alo
     text = policy("timeout: 600ms\n  retries: {maxRetries: 1, retryOn: [5xx], retryAfter: {max: 9s}}")
     both = side_by_side(services, text, lambda caller: caller.get(), a=status(503, headers=(("retry-after", "3"),)))
     assert (both.library.bodies, both.envoy.bodies) == (["service says 503"], ["upstream request timeout"])
-    assert both.library.replies[0].seconds < 0.3
-    assert 0.58 <= both.envoy.replies[0].seconds < 0.8
+    in_time(both.library.replies[0].seconds, 0.3)
+    in_time(both.envoy.replies[0].seconds, 0.8, least=0.58)
 
 
 @covers("CallBlocks.timeout")
@@ -93,7 +94,7 @@ def test_difference_silence_before_the_headers_has_another_name(services: Servic
     both = side_by_side(services, policy("idleTimeout: 300ms"), lambda caller: caller.get(), a=Say(delay=1.0))
     assert both.library.statuses == both.envoy.statuses == [504]
     assert (both.library.bodies, both.envoy.bodies) == (["upstream request timeout"], ["stream timeout"])
-    assert both.envoy.replies[0].seconds == pytest.approx(both.library.replies[0].seconds, abs=0.2)
+    in_time(abs(both.envoy.replies[0].seconds - both.library.replies[0].seconds), 0.2)
 
 
 @covers("CallBlocks.idle_timeout")
@@ -119,7 +120,7 @@ def test_a_connection_that_never_opens(services: Services) -> None:
     reply = both.envoy.replies[0]
     assert reply.status == 503
     assert reply.body.endswith("before headers. reset reason: connection timeout")
-    assert 0.38 <= reply.seconds < 0.6
+    in_time(reply.seconds, 0.6, least=0.38)
 
 
 @covers("ServiceBlocks.connect_timeout")
