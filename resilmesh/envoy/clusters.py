@@ -69,9 +69,10 @@ def cluster(name: str, effective: Effective) -> Json:
 
 
 def passthrough() -> Json:
-    """The cluster that calls the request's own host, without limits."""
+    """The cluster that calls the request's own host, without limits, by the protocol in which the request came."""
     return {
         "name": PASSTHROUGH, "connect_timeout": duration(_CONNECT_TIMEOUT), **_requested_host(),
+        **_options({"use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": {}}}),
         "circuit_breakers": {"thresholds": [_thresholds(None, None, "HTTP1")]},
     }
 
@@ -128,14 +129,17 @@ def _host_port(endpoint: Endpoint) -> tuple[str, int]:
 
 def _protocol(effective: Effective) -> Json:
     options = "http_protocol_options" if effective.service.protocol == "HTTP1" else "http2_protocol_options"
-    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    chosen: Json = {
-        "@type": TYPE + kind, "explicit_http_config": {options: {}},
-        "common_http_protocol_options": {"max_headers_count": MAX_HEADERS, "max_response_headers_kb": MAX_HEADERS_KB},
-    }
-    if effective.classify is not None:
+    chosen: Json = {"explicit_http_config": {options: {}}}
+    # What ends in a gRPC status is never asked about.
+    if effective.classify is not None and effective.service.protocol != "GRPC":
         chosen["outlier_detection"] = {"error_matcher": _error_matcher(effective.classify)}
-    return {"typed_extension_protocol_options": {kind: chosen}}
+    return _options(chosen)
+
+
+def _options(chosen: Json) -> Json:
+    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    limits = {"max_headers_count": MAX_HEADERS, "max_response_headers_kb": MAX_HEADERS_KB}
+    return {"typed_extension_protocol_options": {kind: {"@type": TYPE + kind, "common_http_protocol_options": limits, **chosen}}}
 
 
 def _error_matcher(classify: Classify) -> Json:

@@ -39,7 +39,7 @@ class Buckets:
                 # The n-th limit of scope SERVICE is one bucket, wherever it stands.
                 name = f"rateLimit/{blocks.service.name}#{shared}"
                 shared += 1
-            self._filters.setdefault(name, _rate_limit(name, limit))
+            self._filters.setdefault(name, _rate_limit(name, limit, grpc=blocks.service.protocol == "GRPC"))
             switches[name] = _ON
         return switches
 
@@ -47,7 +47,7 @@ class Buckets:
         return list(self._filters.values())
 
 
-def _rate_limit(name: str, limit: RateLimit) -> Json:
+def _rate_limit(name: str, limit: RateLimit, *, grpc: bool) -> Json:
     always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
     bucket = {"max_tokens": limit.burst or limit.requests, "tokens_per_fill": limit.requests, "fill_interval": duration(limit.per)}
     return {
@@ -59,6 +59,8 @@ def _rate_limit(name: str, limit: RateLimit) -> Json:
             "token_bucket": bucket,
             "filter_enabled": always,
             "filter_enforced": always,
+            # Otherwise gRPC's status is UNAVAILABLE.
+            **({"rate_limited_as_resource_exhausted": True} if grpc else {}),
             **({} if limit.descriptor is None else _by_value(limit.descriptor, bucket)),
         },
     }

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resilmesh.envoy.clusters import PASSTHROUGH, cluster, duration
 from resilmesh.envoy.filters import FAULT, Buckets, fault
-from resilmesh.envoy.match import ANY_PATH, header_absent, method_is, route_match
-from resilmesh.envoy.shaping import header_changes, mirror, retried, rewrite
+from resilmesh.envoy.match import ANY_PATH, route_match
+from resilmesh.envoy.retries import with_retries
+from resilmesh.envoy.shaping import header_changes, mirror, rewrite
 from resilmesh.policy.resolve import Effective, effective
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Classify, Match, Mirror, Policy, Retries
+    from resilmesh.policy.model import Match, Mirror, Policy
 
 Json = dict[str, Any]
-
-#: Methods that are not sent again once the service may have seen them.
-UNSAFE_METHODS = ("POST", "PATCH")
-#: Retry words for which the service cannot have seen the request.
-_UNSENT_WORDS = ("connect-failure", "refused-stream", "reset-before-request")
-#: Retry words that include all of those.
-_COVERS_UNSENT = frozenset({"5xx", "gateway-error", "reset"})
-#: Draws of another endpoint before one that was tried is taken again.
-_DRAWS = 10
 
 
 class Routes:
@@ -61,7 +52,7 @@ class Routes:
         return [
             {**name, "match": match, "route": {**action, **retry}, **more}
             for condition in conditions
-            for match, retry in _by_idempotency(condition, blocks.retries, blocks.classify)
+            for match, retry in with_retries(condition, blocks)
         ]
 
     def _action(self, blocks: Effective) -> Json:
@@ -110,61 +101,6 @@ class Routes:
 
 def has_cluster_of_its_own(blocks: Effective) -> bool:
     """Whether a route says what Envoy can only say of a whole cluster: limits, and what outlier detection counts."""
-    ejects = blocks.outlier_detection is not None and blocks.service.endpoints is not None
+    service = blocks.service
+    ejects = blocks.outlier_detection is not None and service.endpoints is not None and service.protocol != "GRPC"
     return blocks.owned_by_route("concurrency") or (ejects and blocks.owned_by_route("classify"))
-
-
-def _by_idempotency(condition: Match | None, retries: Retries | None, classify: Classify | None) -> list[tuple[Json, Json]]:
-    """Match and retry policy of each Envoy route that a condition becomes.
-
-    Two routes, where retries depend on the request: the one condition that a retry policy has
-    (``retriable_request_headers``) would stop a POST's connect-failure retries too, which are safe.
-    """
-    match = route_match(condition)
-    if retries is None:
-        return [(match, {})]
-    words: list[str] = [each for each in retries.retry_on if isinstance(each, str)]
-    safe_words = list(_UNSENT_WORDS) if _COVERS_UNSENT.intersection(words) else [each for each in words if each in _UNSENT_WORDS]
-    statuses = [each for each in retries.retry_on if isinstance(each, int)]
-    every = {"retry_policy": _retry_policy(retries, *retried(words, statuses, classify))}
-    safe = {"retry_policy": _retry_policy(retries, safe_words, [])}
-    if retries.idempotent is not None:
-        return [(match, every if retries.idempotent else safe)]
-    methods = UNSAFE_METHODS if condition is None or condition.method is None else condition.method
-    if safe == every or not set(methods).intersection(UNSAFE_METHODS):
-        return [(match, every)]
-    unsafe = [*match.get("headers", ()), method_is(UNSAFE_METHODS), header_absent("idempotency-key")]
-    return [({**match, "headers": unsafe}, safe), (match, every)]
-
-
-def _retry_policy(retries: Retries, words: Sequence[str], statuses: Sequence[int]) -> Json:
-    backoff = retries.backoff
-    made: Json = {
-        "retry_on": ",".join([*words, *(["retriable-status-codes"] if statuses else [])]),
-        "num_retries": retries.max_retries,
-        "retry_back_off": {
-            "base_interval": duration(backoff.base), "max_interval": duration(backoff.base * 10 if backoff.max is None else backoff.max),
-        },
-        # A retry goes to an endpoint that this call has not tried, while there is one.
-        "retry_host_predicate": [
-            {
-                "name": "envoy.retry_host_predicates.previous_hosts",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
-                },
-            }
-        ],
-        "host_selection_retry_max_attempts": _DRAWS,
-    }
-    if statuses:
-        made["retriable_status_codes"] = list(statuses)
-    if retries.per_try_timeout is not None:
-        made["per_try_timeout"] = duration(retries.per_try_timeout)
-    if retries.retry_after is not None:
-        made["rate_limited_retry_back_off"] = {
-            "reset_headers": [
-                {"name": "retry-after", "format": "SECONDS"}, {"name": "x-ratelimit-reset", "format": "UNIX_TIMESTAMP"},
-            ],
-            "max_interval": duration(retries.retry_after.max),
-        }
-    return made

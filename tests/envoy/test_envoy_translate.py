@@ -282,6 +282,54 @@ def test_backoff_is_written_out() -> None:
     assert backoff == [{"base_interval": "0.04s", "max_interval": "0.4s"}]
 
 
+# ------------------------------------------------------------------------------------------------- gRPC
+
+UNSENT = "connect-failure,refused-stream,reset-before-request"
+
+
+@pytest.mark.parametrize(("retries", "retry_on", "number"), [
+    ("null", "refused-stream", 1),
+    ("{maxRetries: 0, retryOn: [unavailable]}", "refused-stream", 1),
+    ("{maxRetries: 3, retryOn: [unavailable, internal]}", "unavailable,internal,refused-stream", 3),
+    ("{maxRetries: 3, retryOn: [5xx, unavailable, 503, retriable-4xx]}", f"unavailable,{UNSENT}", 3),
+    ("{maxRetries: 3, retryOn: [connect-failure, envoy-ratelimited]}", "connect-failure,envoy-ratelimited,refused-stream", 3),
+    ("{maxRetries: 3, retryOn: [reset, unavailable], idempotent: false}", UNSENT, 3),
+    ("{maxRetries: 3, retryOn: [cancelled], idempotent: false}", "refused-stream", 3),
+    ("{maxRetries: 3, retryOn: [reset, unavailable, 503], idempotent: true}", "reset,unavailable,refused-stream", 3),
+])
+def test_a_grpc_status_is_repeated_as_it_is_and_a_lost_outcome_where_it_is_idempotent(retries: str, retry_on: str, number: int) -> None:
+    made = service(f"protocol: GRPC\n  retries: {retries}")
+    ((match, policy),) = policies(made)
+    assert match == {"prefix": "/"}
+    assert (policy["retry_on"], policy["num_retries"]) == (retry_on, number)
+    assert "retriable_status_codes" not in policy
+    assert "rate_limited_retry_back_off" not in policy
+    assert validate(made) is None
+
+
+def test_a_try_has_its_time_where_nothing_is_repeated() -> None:
+    retries = "{maxRetries: 0, retryOn: [reset], perTryTimeout: 1s, backoff: {base: 9ms}}"
+    ((_, policy),) = policies(service(f"protocol: GRPC\n  retries: {retries}"))
+    assert (policy["per_try_timeout"], policy["retry_back_off"]["base_interval"]) == ("1s", "0.009s")
+
+
+def test_what_grpc_needs_of_cluster_and_filters() -> None:
+    made = service("protocol: GRPC\n  rateLimit: {requests: 1}\n  concurrency: {maxRequests: 7, maxPending: 3}\n"
+                   "  outlierDetection: {}\n  routes: [{name: r, match: {path: /r}, classify: {failureStatuses: [404]}}]")
+    (options,) = cluster(made)["typed_extension_protocol_options"].values()
+    assert options["explicit_http_config"] == {"http2_protocol_options": {}}
+    assert "outlier_detection" not in options
+    assert {each["route"]["cluster"] for each in routes(made)} == {"svc"}
+    assert cluster(made)["circuit_breakers"]["thresholds"][0]["max_connections"] == UNLIMITED
+    (limit,) = [each for each in manager(made)["http_filters"] if each["name"].startswith("rateLimit")]
+    assert limit["typed_config"]["rate_limited_as_resource_exhausted"] is True
+
+
+def test_what_no_policy_is_for_is_forwarded_as_it_came() -> None:
+    (options,) = cluster(service("protocol: GRPC\n  mode: OBSERVE"), "/passthrough")["typed_extension_protocol_options"].values()
+    assert set(options["use_downstream_protocol_config"]) == {"http_protocol_options", "http2_protocol_options"}
+
+
 # ------------------------------------------------------------------------------------- limits and faults
 
 
