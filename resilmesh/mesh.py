@@ -22,6 +22,7 @@ from resilmesh.drive.guard import BlockOptions, Guard, Options, unknown
 from resilmesh.drive.system import SYSTEM
 from resilmesh.engine import call as engine_call
 from resilmesh.engine.events import Hub, Observer
+from resilmesh.engine.plan import INBOUND
 from resilmesh.engine.store import Store
 from resilmesh.errors import Forbidden, PolicyError, UnknownService
 from resilmesh.state.breaker import Force
@@ -408,6 +409,17 @@ class Mesh:
             raise Forbidden(f"no service of the policy has the host {host}:{port}, and outbound is REGISTRY_ONLY")
         return plan
 
+    def route_grpc(self, host: str, port: int, name: str, path: str, headers: Headers) -> Plan | None:
+        """The plan for a gRPC call of ``path`` (``/package.Service/Method``) on a channel to a host, or to a service by its ``name``.
+
+        ``None`` and ``Forbidden`` as for ``route_http``.
+        """
+        table = self.table
+        found, plan = table.find_grpc(host, port, name, path, headers)
+        if not found and table.forbids_unknown:
+            raise Forbidden(f"no service of the policy has the host {name}, and outbound is REGISTRY_ONLY")
+        return plan
+
     @property
     def respond(self) -> bool:
         """Whether outcomes made locally are responses (``localReplies: RESPOND``) rather than exceptions."""
@@ -459,11 +471,15 @@ class Mesh:
                     sections[section].setdefault(route, {})[detail] = shown
                 else:
                     sections[section][detail if kind == "endpoint" else route] = shown
-        mesh = self.table.policy.mesh
+        mesh, inbound = self.table.policy.mesh, services.pop(INBOUND, None)
         return {
             "workload": mesh.workload, "mode": mesh.mode, "outbound": mesh.outbound, "localReplies": mesh.local_replies,
             "revision": self._revision, "refused": self._refused, "lastRefusal": self._last_refusal, "inFlight": in_flight,
             "injections": [each.shown() for each in self._injections], "services": services,
+            "inbound": None if inbound is None else {
+                "calls": inbound["routes"]["*"], "concurrency": inbound["concurrency"].get("*"),
+                "rateLimits": inbound["rateLimits"].get("*", {}),
+            },
         }
 
     # ------------------------------------------------------------------------------------------- closing

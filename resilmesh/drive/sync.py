@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from resilmesh.clock import Clock
+from resilmesh.clock import Lend
 from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
 from resilmesh.engine.verdict import Answer
 
@@ -19,7 +19,17 @@ class Exchange(Protocol):
         """Before a backoff: keep what may still have to be returned, and free what the attempt holds."""
 
 
-def run(call: Call, exchange: Exchange, clock: Clock) -> Step:
+class Waits(Protocol):
+    """What the loop needs of a ``Clock``."""
+
+    def monotonic(self) -> float: ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+    def wait(self, lend: Lend, seconds: float) -> None: ...
+
+
+def run(call: Call, exchange: Exchange, clock: Waits) -> Step:
     """Run a call to RETURN or RAISE. Whatever is raised in between abandons it."""
     try:
         step = call.start(clock.monotonic())
@@ -29,7 +39,7 @@ def run(call: Call, exchange: Exchange, clock: Clock) -> Step:
     return proceed(call, step, exchange, clock)
 
 
-def proceed(call: Call, step: Step, exchange: Exchange, clock: Clock) -> Step:
+def proceed(call: Call, step: Step, exchange: Exchange, clock: Waits) -> Step:
     """Go on from ``step``."""
     try:
         while True:
@@ -41,12 +51,17 @@ def proceed(call: Call, step: Step, exchange: Exchange, clock: Clock) -> Step:
             elif step is RETURN or step is RAISE:
                 return step
             else:
-                remaining = call.wake_at - clock.monotonic()
-                if step is WAIT:
-                    clock.wait(call.lend, max(0.0, remaining))
-                elif remaining > 0:
-                    clock.sleep(remaining)
-                step = call.woke(clock.monotonic())
+                step = pause(call, step, clock)
     except BaseException:
         call.abandon(clock.monotonic())
         raise
+
+
+def pause(call: Call, step: Step, clock: Waits) -> Step:
+    """Do the waiting that SLEEP or WAIT asks for."""
+    remaining = call.wake_at - clock.monotonic()
+    if step is WAIT:
+        clock.wait(call.lend, max(0.0, remaining))
+    elif remaining > 0:
+        clock.sleep(remaining)
+    return call.woke(clock.monotonic())

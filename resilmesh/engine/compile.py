@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from resilmesh.engine.events import Hub
 from resilmesh.engine.fault import Fault, Faults
 from resilmesh.engine.match import Headers, Hosts, Routes, comparison
-from resilmesh.engine.plan import Fallback, Mirror, Plan, RetryPlan, Split
+from resilmesh.engine.plan import INBOUND, Fallback, Mirror, Plan, RetryPlan, Split
 from resilmesh.engine.shape import shape
 from resilmesh.engine.store import Claims, Key, Store
 from resilmesh.engine.verdict import GRPC_AS_HTTP, Classes, mask
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from resilmesh.engine.fault import Injected
     from resilmesh.policy.model import CircuitBreaker as BreakerBlock
     from resilmesh.policy.model import Classify, OutlierDetection, Policy, Retries, Service, SplitTarget, StringMatch
+    from resilmesh.policy.model import Concurrency as ConcurrencyBlock
     from resilmesh.policy.model import Fallback as FallbackBlock
     from resilmesh.policy.model import Fault as FaultBlock
     from resilmesh.policy.model import RateLimit as RateLimitBlock
@@ -64,11 +65,11 @@ class Served:
 class Table:
     """Every plan of one policy. Immutable, but that a service may be compiled when it is first looked for."""
 
-    __slots__ = ("_hosts", "_open", "_served", "by_name", "forbids_unknown", "policy")
+    __slots__ = ("_hosts", "_open", "_served", "by_name", "forbids_unknown", "inbound", "policy")
 
     def __init__(
         self, policy: Policy, by_name: dict[str, int], hosts: Hosts, served: list[Served | None], open_: Callable[[int], Served], *,
-        forbids_unknown: bool,
+        forbids_unknown: bool, inbound: Plan | None,
     ) -> None:
         self.policy = policy
         self.by_name = by_name
@@ -77,17 +78,25 @@ class Table:
         self._open = open_
         #: outbound: REGISTRY_ONLY
         self.forbids_unknown = forbids_unknown
+        #: What the calls are under that this workload serves; ``None``: mode OFF, or no inbound block.
+        self.inbound = inbound
 
     def find(self, method: str, host: str, port: int, target: str, headers: Headers) -> tuple[bool, Plan | None]:
         """Whether a service has the host, and the plan for the request (``None``: mode OFF, or no service)."""
         index = self._hosts.find(host, port)
+        return (False, None) if index is None else (True, self._plan(index, method, target, headers))
+
+    def find_grpc(self, host: str, port: int, name: str, path: str, headers: Headers) -> tuple[bool, Plan | None]:
+        """The same for a gRPC call, whose channel names a host, or else a service."""
+        index = self._hosts.find(host, port)
         if index is None:
-            return False, None
-        served = self._served[index]
-        if served is None:
-            served = self._served[index] = self._open(index)
+            index = self.by_name.get(name)
+        return (False, None) if index is None else (True, self._plan(index, "POST", path, headers))
+
+    def _plan(self, index: int, method: str, target: str, headers: Headers) -> Plan | None:
+        served = self._served[index] or self.served(index)
         route = served.routes.find(method, target, headers)
-        return True, served.plans[-1 if route is None else route]
+        return served.plans[-1 if route is None else route]
 
     def locate(self, method: str, host: str, port: int, target: str, headers: Headers) -> tuple[int, int | None] | None:
         """Numbers of the service and the route of a request; ``None``: no service has the host."""
@@ -159,7 +168,9 @@ class Compiler:
             if (found := self._by_name.get(name)) is not None:
                 served[found] = self._service(found)
                 self._pause()
-        return Table(self._policy, self._by_name, hosts, served, self._later, forbids_unknown=self._forbids_unknown)
+        return Table(
+            self._policy, self._by_name, hosts, served, self._later, forbids_unknown=self._forbids_unknown, inbound=self._inbound(),
+        )
 
     def commit(self) -> None:
         """Make what the table claimed the state of the mesh."""
@@ -221,6 +232,30 @@ class Compiler:
             mirror=self._mirror(blocks) if enforced else None,
         )
 
+    def _inbound(self) -> Plan | None:
+        """One plan for whatever is served here: a call is sent to no endpoint, and nothing is there to be sent again."""
+        block, mode = self._policy.inbound, self._policy.mesh.mode
+        if block is None or mode == "OFF":
+            return None
+        buckets = [self._bucket(INBOUND, "*", number, each) for number, each in enumerate(block.rate_limit or ())]
+        limit = _each_of(buckets) if buckets else None
+        fault = None if block.fault is None else _fault(block.fault, grpc=True)
+        at_call = block.fault is not None and block.fault.scope == "CALL"
+        return Plan(
+            INBOUND,
+            None,
+            hub=self._hub,
+            stats=self.claims.claim(("stats", INBOUND, "*", ""), Stats, _keep),
+            rng=self._rng,
+            mode=mode,
+            limit=None if isinstance(limit, LimitsByValue) else limit,
+            by_value=limit if isinstance(limit, LimitsByValue) else None,
+            concurrency=None if block.concurrency is None else self._gate(INBOUND, "*", block.concurrency),
+            max_pending_wait=None if block.concurrency is None else block.concurrency.max_pending_wait,
+            fault=fault if at_call else None,
+            drill=None if at_call else fault,
+        )
+
     # --------------------------------------------------------------------------------------------- state
 
     def _scope(self, blocks: Effective, block: str) -> str:
@@ -248,24 +283,21 @@ class Compiler:
     def _limit(self, blocks: Effective) -> RateLimit | AllOf | LimitsByValue | None:
         if blocks.rate_limit is None:
             return None
-        stands_at = self._scope(blocks, "rate_limit")
+        service, stands_at = blocks.service.name, self._scope(blocks, "rate_limit")
         limits: list[RateLimit | RateLimitByValue] = []
         shared = 0
         for index, each in enumerate(blocks.rate_limit):
             if stands_at == "*" or each.scope == "SERVICE":
                 # The n-th limit of scope SERVICE is one bucket, wherever it stands; `check` holds them to be equal.
-                limits.append(self._one_limit(blocks, each, "*", shared))
+                limits.append(self._bucket(service, "*", shared, each))
                 shared += 1
             else:
-                limits.append(self._one_limit(blocks, each, stands_at, index))
-        plain = [each for each in limits if isinstance(each, RateLimit)]
-        if len(plain) < len(limits):
-            return LimitsByValue(limits)
-        return plain[0] if len(plain) == 1 else AllOf(plain)
+                limits.append(self._bucket(service, stands_at, index, each))
+        return _each_of(limits)
 
-    def _one_limit(self, blocks: Effective, block: RateLimitBlock, owner: str, number: int) -> RateLimit | RateLimitByValue:
+    def _bucket(self, service: str, owner: str, number: int, block: RateLimitBlock) -> RateLimit | RateLimitByValue:
         figures = (block.requests, block.per, block.burst or block.requests)
-        service, by = blocks.service.name, block.descriptor
+        by = block.descriptor
         if by is None:
             return self.claims.claim(
                 ("rateLimit", service, owner, str(number)), lambda: RateLimit(*figures), lambda kept: kept.retune(*figures),
@@ -278,11 +310,13 @@ class Compiler:
 
     def _concurrency(self, blocks: Effective) -> Concurrency | None:
         block = blocks.concurrency
-        if block is None:
-            return None
+        return None if block is None else self._gate(blocks.service.name, self._scope(blocks, "concurrency"), block)
+
+    def _gate(self, service: str, owner: str, block: ConcurrencyBlock) -> Concurrency:
         figures = (block.max_requests, block.max_pending)
-        key: Key = ("concurrency", blocks.service.name, self._scope(blocks, "concurrency"), "")
-        return self.claims.claim(key, lambda: Concurrency(*figures), lambda kept: kept.retune(*figures))
+        return self.claims.claim(
+            ("concurrency", service, owner, ""), lambda: Concurrency(*figures), lambda kept: kept.retune(*figures),
+        )
 
     def _budget(self, blocks: Effective) -> RetryBudget | None:
         block = blocks.retry_budget
@@ -376,6 +410,14 @@ class Compiler:
 
 #: Seconds that a mirrored copy may take where its call has no timeout. Envoy: 15 s, its routes' default.
 _MIRROR_TIMEOUT = 15.0
+
+
+def _each_of(limits: list[RateLimit | RateLimitByValue]) -> RateLimit | AllOf | LimitsByValue:
+    """Several limits as one, which asks them all."""
+    plain = [each for each in limits if isinstance(each, RateLimit)]
+    if len(plain) < len(limits):
+        return LimitsByValue(limits)
+    return plain[0] if len(plain) == 1 else AllOf(plain)
 
 
 def _keep(state: object) -> None:

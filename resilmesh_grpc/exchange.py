@@ -1,0 +1,255 @@
+"""One call over gRPC: what its attempts send and what their outcomes are. No I/O: ``calls`` and ``aio_calls`` add that.
+
+What is sent can be sent again when it is one message, or an iterable that gives a new iterator each time (a list); a
+generator cannot. A status that the service gave is repeated where retryOn has its word, unless the route says
+``idempotent: false``; an outcome that was lost (a reset, a time-out) only where the route, or the method's own
+``idempotency_level``, says that this is harmless; what was not sent always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from resilmesh.drive.context import DEADLINE
+from resilmesh.drive.forms import kind_of
+from resilmesh.engine.call import RETURN, Call
+from resilmesh.engine.plan import INFINITY
+from resilmesh.engine.verdict import OK, Answer, Verdict
+from resilmesh.errors import CallError, DeadlineExceeded, Forbidden, InjectedFault
+from resilmesh.mesh import Mesh
+from resilmesh.units import format_duration
+from resilmesh_grpc import classify
+from resilmesh_grpc.errors import in_dialect, of_fault
+from resilmesh_grpc.metadata import Headers, changed
+from resilmesh_grpc.target import parse
+
+if TYPE_CHECKING:
+    from resilmesh.engine.call import FallbackReason, Step
+    from resilmesh.engine.plan import Plan
+    from resilmesh_grpc.metadata import Metadata
+    from resilmesh_grpc.subchannels import Method, Subchannel, Subchannels
+
+#: A fallback in code: given the method's path, the request and the error that the caller would get; gives what stands in for
+#: the response (a message, or an iterable of messages), or ``None`` to let the error pass. With grpc.aio it may be a coroutine function.
+CodeFallback = Callable[[str, Any, BaseException], Any]
+
+#: Seconds that grpc's own deadline is later than ours, so that what it ends is over by our clock too.
+_SLACK: Final = 0.001
+
+
+class Caller:
+    """What the calls of one channel share: whom they are for, by whose policy, and over which sub-channels."""
+
+    #: The channel's sub-channels; set by who makes it.
+    subchannels: Subchannels
+
+    def __init__(self, mesh: Mesh, target: str, fallback: CodeFallback | None, *, awaits: bool) -> None:
+        if not isinstance(mesh, Mesh):
+            raise TypeError(f"the first argument is the Mesh, such as Mesh.from_file('policy.yaml'), not {mesh!r}")
+        if fallback is not None and not callable(fallback):
+            raise TypeError(f"fallback= is called with the method, the request and the error, and {fallback!r} cannot be called")
+        if fallback is not None and not awaits and kind_of(fallback) == "COROUTINE":
+            raise TypeError("the fallback of a channel that awaits nothing cannot be awaited either: pass a plain function")
+        self.mesh = mesh
+        self.clock = mesh.clock
+        self.target = parse(target)
+        self.fallback = fallback
+        #: The policy that the sub-channels were last compared with.
+        self._table = mesh.table
+
+    def plan(self, method: Method, metadata: Metadata | None) -> Plan | None:
+        """The plan of a call; ``None``: no policy applies. Raises ``Forbidden`` as gRPC's own."""
+        target, mesh = self.target, self.mesh
+        if mesh.table is not self._table:
+            self._table = table = mesh.table
+            self.subchannels.retire(table.addresses())
+        try:
+            return mesh.route_grpc(target.host, target.port, target.text, method.path, Headers(metadata))
+        except Forbidden as error:
+            raise in_dialect(error) from None
+
+
+class Exchange:
+    """What a call sends, what its last attempt came to, and what that means."""
+
+    __slots__ = (
+        "_held", "_idempotent", "_metadata", "_method", "_options", "_outer", "call", "caller", "error", "plan", "requests", "sub",
+        "timed_out", "until", "value",
+    )
+
+    def __init__(
+        self, caller: Caller, method: Method, plan: Plan, requests: Any, timeout: float | None, metadata: Metadata | None,
+        options: dict[str, Any],
+    ) -> None:
+        self.caller = caller
+        self.plan = plan
+        self.requests = requests
+        self._options = options
+        self._outer = outer = DEADLINE.get()
+        # An iterable that is its own iterator can be gone through once.
+        replayable = not method.streams_requests or (requests is not None and _iterates_again(requests))
+        self._idempotent = plan.retry_idempotent is True
+        self.call = call = Call(plan, self._idempotent, replayable, outer)
+        if timeout is not None:
+            call.lasts(caller.clock.monotonic(), timeout)
+        if plan.by_value is not None:
+            headers = Headers(metadata)
+            call.values = tuple(headers.get(name) for name in plan.by_value.headers)
+        shape = plan.shape
+        if shape is not None:
+            if shape.target is not None:
+                method = method.at(shape.target("POST", method.path, Headers(metadata)))
+            if shape.request is not None:
+                metadata = changed(metadata, shape.request)
+        self._method = method
+        self._metadata = metadata
+        #: The last outcome: a message, or what is raised.
+        self.value: Any = None
+        self.error: BaseException | None = None
+        #: By when the attempt must be over, or a stream have its first message.
+        self.until = INFINITY
+        #: A limit of ours has struck the attempt.
+        self.timed_out = False
+        self._held: Subchannel | None = None
+
+    #: Where the last attempt went; set by ``prepare``.
+    sub: Subchannel
+
+    # ------------------------------------------------------------------------------------------ sending
+
+    def prepare(self, call: Call) -> tuple[Any, dict[str, Any]]:
+        """grpc's own callable for the next attempt, and what to call it with beside the request. Owes ``leave``."""
+        endpoint, plan = call.endpoint, self.plan
+        self.sub = self._held = sub = self.caller.subchannels.enter(None if endpoint is None else endpoint.address, plan.connect_timeout)
+        self.error, self.timed_out = None, False
+        now = self.caller.clock.monotonic()
+        until = call.headers_by if call.headers_by < call.deadline else call.deadline
+        idle = plan.idle_timeout
+        if idle is not None and plan.mode == "ENFORCE" and now + idle < until:
+            until = now + idle
+        self.until = until
+        last = call.deadline if self._method.streams_responses else until
+        arguments = self._options.copy()
+        arguments["timeout"] = None if last == INFINITY else max(0.0, last - now) + _SLACK
+        arguments["metadata"] = self._metadata if call.number == 1 else self._repeated(call)
+        return sub.callable(self._method), arguments
+
+    def _repeated(self, call: Call) -> list[tuple[str, Any]]:
+        kept = [pair for pair in self._metadata or () if pair[0] != "grpc-previous-rpc-attempts"]
+        return [*kept, ("grpc-previous-rpc-attempts", str(call.number - 1))]
+
+    def leave(self) -> None:
+        """The attempt is over, or was given up. Idempotent."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.left()
+
+    @property
+    def request(self) -> Any:
+        """What the next attempt sends: the message, or an iterator."""
+        return iter(self.requests) if self._method.streams_requests else self.requests
+
+    # ----------------------------------------------------------------------------------------- outcomes
+
+    def injected(self, call: Call) -> Answer:
+        """A fault of attempt scope answers in place of the service."""
+        status = call.injected or 0
+        code = of_fault(status, call.injected_grpc)
+        plan = self.plan
+        error = InjectedFault(
+            f"an injected fault aborted this attempt with status {status}", service=plan.service, route=plan.route, attempts=call.number,
+        )
+        error.status, error.grpc_status = status, call.injected_grpc
+        self.error = in_dialect(error)
+        return classify.of_injected(status, code, plan.classes)
+
+    def succeeded(self, initial: Any = (), trailing: Any = ()) -> Answer:
+        """The status OK."""
+        classes = self.plan.classes
+        return OK if classes is None or not classes.reads_headers else classify.of_ok(initial, trailing, classes)
+
+    @property
+    def reads_metadata(self) -> bool:
+        """Whether ``succeeded`` looks at it."""
+        classes = self.plan.classes
+        return classes is not None and classes.reads_headers
+
+    def failed(self, error: Any, *, struck: bool = False) -> Answer:
+        """Any other status. ``error`` is grpc's, with the methods of a call that is over; ``struck``: we cancelled it, at its time."""
+        code = error.code()
+        self.error = error
+        expired = code is grpc.StatusCode.DEADLINE_EXCEEDED and self.caller.clock.monotonic() >= self.until
+        if struck or expired:
+            self.call.idempotent = self._harmless()
+            self.timed_out = True
+            if self.until < self.call.headers_by:  # which the engine knows nothing of
+                idle = format_duration(self.plan.idle_timeout or 0)
+                self.error = self._deadline_error(f"no response within the idleTimeout of {idle}")
+            return classify.TIMED_OUT
+        answer, received = classify.of_error(
+            code, error.details() or "", error.initial_metadata(), error.trailing_metadata(), connected=self.sub.connected,
+            classes=self.plan.classes,
+        )
+        self.call.idempotent = self.plan.retry_idempotent is not False if received else self._harmless()
+        return answer
+
+    def _harmless(self) -> bool:
+        """Whether to repeat what may have been done."""
+        return self._idempotent or (self.plan.retry_idempotent is None and self._method.idempotent)
+
+    def _deadline_error(self, why: str) -> CallError:
+        plan = self.plan
+        return in_dialect(DeadlineExceeded(why, service=plan.service, route=plan.route, attempts=self.call.number))
+
+    # -------------------------------------------------------------------------------------- after commit
+
+    def verdict_of(self, error: Any) -> Verdict:
+        """What the end of a committed stream is by a status other than OK."""
+        answer = self.failed(error)
+        if self.timed_out and self.call.deadline >= self._outer:
+            return Verdict.IGNORED  # its caller had no more time, which says nothing about this service
+        verdict = answer.verdict
+        return Verdict.IGNORED if verdict is Verdict.THROTTLED else verdict
+
+    def cut(self) -> CallError:
+        """What the caller of a committed stream gets when the call's time is over."""
+        if self.call.deadline >= self._outer:
+            return self._deadline_error("the stream did not end within the deadline that this call inherited")
+        seconds = format_duration(round(min(self.plan.timeout or INFINITY, getattr(self.call, "own_timeout", INFINITY)), 3))
+        return self._deadline_error(f"the stream did not end within the timeout of {seconds}")
+
+    def idled(self) -> CallError:
+        """What it gets when no message came for too long."""
+        return self._deadline_error(f"no message within the idleTimeout of {format_duration(self.plan.idle_timeout or 0)}")
+
+    # ------------------------------------------------------------------------------------------- result
+
+    def outcome(self, step: Step) -> BaseException | None:
+        """What the caller gets in place of ``value``. Handed over, so that the error's traceback and this make no cycle."""
+        last, self.error = self.error, None
+        if step is RETURN:
+            return last
+        return in_dialect(self.call.take_error(last))
+
+    def falls_back(self, step: Step) -> FallbackReason | None:
+        """Why the fallback is asked; ``None``: it is not, or there is none."""
+        return None if self.caller.fallback is None else self.call.fallback(step)
+
+    def stand_in(self, error: BaseException) -> Any:
+        """What stands in for the response; ``None``: nothing. May be awaitable."""
+        assert self.caller.fallback is not None
+        return self.caller.fallback(self._method.path, self.requests, error)
+
+    def abandon(self) -> None:
+        self.call.abandon(self.caller.clock.monotonic())
+
+
+def _iterates_again(requests: Any) -> bool:
+    again = getattr(requests, "__aiter__", None)
+    try:
+        return (iter(requests) if again is None else again()) is not requests
+    except TypeError:
+        return False

@@ -1,0 +1,47 @@
+"""A call's metadata, as the policy looks at it: by name, without case, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resilmesh.engine.shape import HeaderEdit
+
+#: What grpcio takes: pairs of a lower-case name and text, or bytes where the name ends in ``-bin``.
+Metadata = Iterable[tuple[str, Any]]
+
+
+class Headers:
+    """Metadata for matching: httpx's Headers, as far as the engine asks."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, metadata: Metadata | None) -> None:
+        self._pairs: Sequence[tuple[str, Any]] = tuple(metadata or ())
+
+    def get_list(self, name: str) -> list[str]:
+        """Every value that is sent under a name."""
+        return [_text(value) for key, value in self._pairs if key.lower() == name]
+
+    def get(self, name: str) -> str | None:
+        """The first of them."""
+        return next(iter(self.get_list(name)), None)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, bytes):
+        return str(value)
+    from base64 import b64encode
+
+    # As it is sent (gRPC's "-bin" metadata), and as a proxy would compare it.
+    return b64encode(value).decode().rstrip("=")
+
+
+def changed(metadata: Metadata | None, edit: HeaderEdit) -> list[tuple[str, Any]]:
+    """Metadata with the policy's changes to request headers."""
+    pairs: list[Any] = [(name.encode(), value) for name, value in metadata or ()]  # the values are passed on as they are
+    return [
+        (name.decode(), value.decode("latin-1") if hasattr(value, "decode") and not name.endswith(b"-bin") else value)
+        for name, value in edit(pairs)
+    ]

@@ -1,0 +1,130 @@
+"""One call that is served, but for its waiting: what the interceptors of both kinds of server share.
+
+A served call is an engine ``Call`` over the plan of the policy's ``inbound`` block: the handler is its one attempt.
+
+    what happened                                    the engine is told
+    a unary handler returned, raised or aborted      ``answered``, by the call's status; an exception without one is UNKNOWN
+    the first message of a stream                    ``answered``: what follows is its body
+    the stream's end                                 ``ended``, by the call's status
+    the client cancelled, or its time was over       ``abandon``
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from resilmesh.drive.context import DEADLINE
+from resilmesh.engine.call import Call
+from resilmesh.engine.plan import INFINITY
+from resilmesh.engine.verdict import Answer, Verdict, of_grpc
+from resilmesh.errors import ConcurrencyExceeded, InjectedFault
+from resilmesh_grpc import errors
+from resilmesh_grpc.metadata import Headers
+
+if TYPE_CHECKING:
+    from resilmesh.engine.plan import Plan
+    from resilmesh.mesh import Mesh
+
+#: Its calls are left alone unless asked: a probe that a limit refuses takes a workload out that does all it can.
+HEALTH: Final = "/grpc.health.v1.Health/"
+#: A remaining time beyond this is grpc's way to say that there is no deadline.
+_FOREVER: Final = 1e9
+_UNKNOWN: Final = grpc.StatusCode.UNKNOWN.value[0]
+_OK: Final = Answer(Verdict.SUCCESS, 0, 200, grpc="OK")
+_STREAMS: Final = Answer(Verdict.SUCCESS, 0, 200, grpc="OK", complete=False)
+
+_MAKERS: Final[dict[tuple[bool, bool], tuple[str, Callable[..., Any]]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
+
+def wrapped(handler: Any, wrap: Callable[[Callable[..., Any], bool], Callable[..., Any]]) -> Any:
+    """A method's handler with its behaviour wrapped: ``wrap`` is given that, and whether the response is a stream."""
+    name, make = _MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    behaviour = wrap(getattr(handler, name), bool(handler.response_streaming))
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+
+class Serving:
+    """One served call. ``call`` is None where no policy applies to it: mode OFF, or no ``inbound`` block."""
+
+    __slots__ = ("_streams", "call", "clock", "context", "inside")
+
+    def __init__(self, mesh: Mesh, context: Any) -> None:
+        table = mesh.table
+        self.clock = clock = mesh.clock
+        self.context = context
+        #: The deadline of what the handler calls. OBSERVE and OFF change nothing, so they set none.
+        self.inside = outer = DEADLINE.get()
+        remaining = context.time_remaining()
+        until = INFINITY if remaining is None or remaining > _FOREVER else clock.monotonic() + remaining
+        if until < outer and table.policy.mesh.mode == "ENFORCE":
+            self.inside = until
+        plan = table.inbound
+        self.call = None if plan is None else _call(plan, min(until, outer), context)
+        self._streams = False
+
+    def refusal(self, call: Call) -> tuple[grpc.StatusCode, str]:
+        """How a call ends that is not let through: its status and details. A pushback goes into its trailing metadata."""
+        error = call.take_error()
+        if isinstance(error, InjectedFault):
+            return errors.code_of(error), error.reply[1]
+        if error.retry_after is not None:
+            pushback = ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000)))
+            # The context of a synchronous handler under grpc.aio does not say what there is already.
+            already = getattr(self.context, "trailing_metadata", tuple)() or ()
+            self.context.set_trailing_metadata((*already, pushback))
+        # For want of a slot it is as grpcio's own maximum_concurrent_rpcs says; a caller's limit (UNAVAILABLE) is another matter.
+        exhausted = isinstance(error, ConcurrencyExceeded)
+        return grpc.StatusCode.RESOURCE_EXHAUSTED if exhausted else errors.code_of(error), error.args[0]
+
+    def drilled(self, call: Call) -> tuple[grpc.StatusCode, str] | None:
+        """The same for a fault of scope ATTEMPT, which answers in the handler's place; None: there is none."""
+        if call.injected is None:
+            return None
+        code = errors.of_fault(call.injected, call.injected_grpc)
+        verdict, _, status = of_grpc(code.value[0])
+        call.answered(self.clock.monotonic(), call.number, Answer(verdict, 0, status, grpc=code.name, injected=True))
+        return code, InjectedFault.reply[1]
+
+    def message(self) -> None:
+        """A message of a stream is on its way."""
+        if not self._streams and self.call is not None:
+            self._streams = True
+            self.call.answered(self.clock.monotonic(), self.call.number, _STREAMS)
+
+    def done(self, error: BaseException | None) -> None:
+        """The handler, or its stream, came to its end."""
+        call, now = self.call, self.clock.monotonic()
+        if call is None:
+            return
+        if error is not None and not isinstance(error, Exception):
+            call.abandon(now)  # cancelled
+        elif self._streams:
+            call.ended(now, call.number, self._answer(error).verdict)
+        else:
+            call.answered(now, call.number, self._answer(error))
+
+    def _answer(self, error: BaseException | None) -> Answer:
+        # Of a synchronous handler under grpc.aio nobody can tell what status it has set.
+        code = self.context.code() if hasattr(self.context, "code") else None
+        number = getattr(code, "value", (code,))[0] or (0 if error is None else _UNKNOWN)
+        if number == 0:
+            return _OK
+        verdict, _, status = of_grpc(number)
+        return Answer(verdict, 0, status, grpc=errors.BY_NUMBER.get(number, grpc.StatusCode.UNKNOWN).name)
+
+
+def _call(plan: Plan, until: float, context: Any) -> Call:
+    call = Call(plan, deadline=until)
+    if plan.by_value is not None:
+        metadata = Headers(context.invocation_metadata())
+        call.values = tuple(metadata.get(name) for name in plan.by_value.headers)
+    return call
