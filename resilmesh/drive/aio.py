@@ -41,12 +41,17 @@ async def proceed(call: Call, step: Step, exchange: AsyncExchange, clock: Clock)
             elif step is RETURN or step is RAISE:
                 return step
             else:
-                remaining = call.wake_at - clock.monotonic()
-                if step is WAIT:
-                    await clock.wait_async(call.lend, max(0.0, remaining))
-                elif remaining > 0:
-                    await clock.sleep_async(remaining)
-                step = call.woke(clock.monotonic())
+                step = await pause(call, step, clock)
     except BaseException:
         call.abandon(clock.monotonic())
         raise
+
+
+async def pause(call: Call, step: Step, clock: Clock) -> Step:
+    """Do the waiting that SLEEP or WAIT asks for."""
+    remaining = call.wake_at - clock.monotonic()
+    if step is WAIT:
+        await clock.wait_async(call.lend, max(0.0, remaining))
+    elif remaining > 0:
+        await clock.sleep_async(remaining)
+    return call.woke(clock.monotonic())

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from resilmesh.state.stats import Stats
 
 INFINITY = float("inf")
+#: Whose plan the calls are under that this workload serves; no service of a policy can have the name.
+INBOUND = "(inbound)"
 
 
 class RetryPlan:

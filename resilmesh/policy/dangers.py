@@ -14,7 +14,7 @@ from resilmesh.policy.resolve import Effective, effective
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Match, OutlierDetection, Policy, Route, Service, Subset
+    from resilmesh.policy.model import Concurrency, Match, OutlierDetection, Policy, Route, Service, Subset
 
 #: Retry words that only gRPC has.
 GRPC_WORDS = {"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"}
@@ -24,13 +24,16 @@ _UNSAFE = {"POST", "PATCH"}
 def find(report: Report, policy: Policy) -> None:
     """Add every danger of ``policy`` to ``report``."""
     has_grpc = any(service.protocol == "GRPC" for service in policy.services)
+    if policy.inbound is not None and policy.inbound.concurrency is not None:
+        _queue(report, ("inbound", "concurrency"), policy.inbound.concurrency)
     for index, service in enumerate(policy.services):
         plans = [effective(policy, index, number) for number in range(len(service.routes or ()))]
         own = effective(policy, index, None)
         for plan in (own, *plans):
             _retries(report, plan, has_grpc)
             _times(report, plan)
-            _queue(report, plan)
+            if plan.concurrency is not None:
+                _queue(report, plan.origin["concurrency"], plan.concurrency)
             _starved_window(report, plan)
         _never_slow(report, [own, *plans])
         _outlier_detection(report, own)
@@ -128,10 +131,9 @@ def _inner_times(plan: Effective) -> Iterator[tuple[str, str, float]]:
 # --------------------------------------------------------------------- breakers, outlier detection, subsets
 
 
-def _queue(report: Report, plan: Effective) -> None:
-    limit = plan.concurrency
-    if limit is not None and limit.max_pending_wait is not None and limit.max_pending == 0:
-        report.add(codes.WAIT_WITHOUT_QUEUE, (*plan.origin["concurrency"], "maxPendingWait"), "'maxPendingWait' without 'maxPending'")
+def _queue(report: Report, path: Path, limit: Concurrency) -> None:
+    if limit.max_pending_wait is not None and limit.max_pending == 0:
+        report.add(codes.WAIT_WITHOUT_QUEUE, (*path, "maxPendingWait"), "'maxPendingWait' without 'maxPending'")
 
 
 def _starved_window(report: Report, plan: Effective) -> None:

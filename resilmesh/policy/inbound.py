@@ -1,4 +1,8 @@
-"""``inbound``: this workload as a service, with Istio's words and rules for mutual TLS and authorization. Not enforced yet."""
+"""``inbound``: this workload as a service, with Istio's words and rules for mutual TLS and authorization.
+
+Enforced by the interceptors of a gRPC server (``resilmesh_grpc.server_interceptor``); mutual TLS, trusted proxies and authorization
+are not enforced yet.
+"""
 
 from __future__ import annotations
 
@@ -103,26 +107,33 @@ class AuthorizationPolicy(Block):
     )
 
 
+#: Why nothing of ``inbound`` is in an Envoy's configuration.
+NO_INGRESS = library_only("Only the outbound side is exported: no ingress listener.")
+
+
 class Inbound(Block):
-    """What applies to the requests that this workload serves."""
+    """What applies to the requests that this workload serves: by gRPC servers with resilmesh's interceptor, not by HTTP servers yet."""
 
     mtls: Literal["STRICT", "PERMISSIVE", "DISABLE"] = field(
         "STRICT: callers must prove an identity. PERMISSIVE: they may. DISABLE: plain text.", "PERMISSIVE",
-        envoy=maps_to("listener.filter_chains.transport_socket"), source="Istio: PERMISSIVE",
+        envoy=maps_to("listener.filter_chains.transport_socket"), source="Istio: PERMISSIVE", later=True,
     )
     trusted_proxies: list[IpBlock] | None = field(
         "Proxies whose X-Forwarded-For and X-Forwarded-Client-Cert are believed. Absent: none.", None,
-        envoy=library_only("Envoy trusts by hop count and by listener."), min_length=1,
+        envoy=library_only("Envoy trusts by hop count and by listener."), min_length=1, later=True,
     )
     rate_limit: Annotated[list[RateLimit], Field(min_length=1), LISTED] | None = field(
-        "Token bucket for all requests, or a list of them of which each must have a token.", None,
-        envoy=maps_to("envoy.filters.http.local_ratelimit"), scope="this process",
+        "Token bucket for all requests, or a list of them of which each must have a token. A descriptor's header is a key of the "
+        "call's metadata. A call that is refused ends in RESOURCE_EXHAUSTED, with grpc-retry-pushback-ms.", None,
+        envoy=NO_INGRESS, scope="this process",
     )
     concurrency: Concurrency | None = field(
-        "Bounds the requests served at once.", None, envoy=library_only("Envoy bounds what it sends, not what it receives."),
-        scope="this process",
+        "Bounds the requests served at once; a stream is served until it ends. A call that is refused ends in RESOURCE_EXHAUSTED.", None,
+        envoy=library_only("Envoy bounds what it sends, not what it receives."), scope="this process",
     )
-    fault: Fault | None = field("Injects failures for drills.", None, envoy=maps_to("envoy.filters.http.fault"))
+    fault: Fault | None = field(
+        "Injects failures for drills. Of scope ATTEMPT it stands in the handler's place, below the limits.", None, envoy=NO_INGRESS,
+    )
     authorization: list[AuthorizationPolicy] | None = field(
-        "Who may call what.", None, envoy=maps_to("envoy.filters.http.rbac"), min_length=1,
+        "Who may call what.", None, envoy=maps_to("envoy.filters.http.rbac"), min_length=1, later=True,
     )
