@@ -64,7 +64,8 @@ class PolicyChannel(grpc.Channel):
         self._caller = caller = Caller(mesh, target, fallback, awaits=False)
         # On a thread of our own: the last call of a sub-channel ends on a thread that closing the channel waits for.
         caller.subchannels = Subchannels(
-            caller.target, open_, lambda each: timers.after(0, each.close), options=options or (), secure=credentials is not None, given=given,
+            caller.target, open_, lambda each: timers.after(0, each.close), options=options or (), secure=credentials is not None,
+            given=given,
         )
         self._connectivity = Connectivity(self._all_channels)
 
@@ -74,13 +75,8 @@ class PolicyChannel(grpc.Channel):
         return self._caller.mesh
 
     def _all_channels(self) -> list[grpc.Channel]:
-        """A sub-channel for each endpoint that calls may go to; made where there is none yet."""
-        subchannels, plan = self._caller.subchannels, None
-        if not subchannels.given:
-            plan = self._caller.plan(_ANY_METHOD, None)
-        for endpoint in (plan.endpoints if plan is not None and plan.endpoints else (None,)):
-            subchannels.enter(None if endpoint is None else endpoint.address, None if plan is None else plan.connect_timeout).left()
-        return subchannels.opened()
+        self._caller.connect_all()
+        return self._caller.subchannels.opened()
 
     def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False) -> None:
         """Have ``callback`` called with the connectivity of all endpoints together, now and when it changes: READY when one is."""
@@ -129,22 +125,12 @@ class PolicyChannel(grpc.Channel):
         self.close()
 
 
-#: What a channel is asked about that is no call.
-_ANY_METHOD = Method("unary_unary", "/", None, None, None)
-
-
 class _Callable:
     """What a stub calls for one of its methods."""
 
     def __init__(self, caller: Caller, method: Method) -> None:
         self._caller = caller
         self._method = method
-
-    def _passing(self) -> Any:
-        """grpc's own callable, where no policy applies."""
-        sub = self._caller.subchannels.enter(None, None)
-        sub.left()
-        return sub.callable(self._method)
 
 
 class _UnaryResponse(_Callable):
@@ -158,7 +144,7 @@ class _UnaryResponse(_Callable):
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:
-            return self._passing()(requests, timeout=timeout, metadata=metadata, **options)
+            return caller.passing(self._method)(requests, timeout=timeout, metadata=metadata, **options)
         exchange = Blocking(caller, self._method, plan, requests, timeout, metadata, options)
         step = sync.run(exchange.call, exchange, caller.clock)
         return exchange.value if step is RETURN and exchange.error is None else exchange.otherwise(step)
@@ -171,7 +157,7 @@ class _UnaryResponse(_Callable):
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:
-            found: tuple[Any, grpc.Call] = self._passing().with_call(requests, timeout=timeout, metadata=metadata, **options)
+            found: tuple[Any, grpc.Call] = caller.passing(self._method).with_call(requests, timeout=timeout, metadata=metadata, **options)
             return found
         exchange = Blocking(caller, self._method, plan, requests, timeout, metadata, options)
         exchange.with_call = True
@@ -187,7 +173,7 @@ class _UnaryResponse(_Callable):
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:
-            return self._passing().future(requests, timeout=timeout, metadata=metadata, **options)
+            return caller.passing(self._method).future(requests, timeout=timeout, metadata=metadata, **options)
         pending = PendingCall(caller, self._method, plan, requests, timeout, metadata, options)
         pending.begin()
         return FutureCall(pending)
@@ -204,7 +190,7 @@ class _StreamResponse(_Callable):
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:
-            return self._passing()(requests, timeout=timeout, metadata=metadata, **options)
+            return caller.passing(self._method)(requests, timeout=timeout, metadata=metadata, **options)
         reader = StreamReader(caller, self._method, plan, requests, timeout, metadata, options)
         reader.begin()
         return StreamCall(reader)

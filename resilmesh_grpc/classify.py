@@ -22,7 +22,7 @@
 
     what became of it here                           verdict     words
     no connection, no address                        UNSENT      5xx gateway-error reset connect-failure reset-before-request
-    REFUSED_STREAM, or beyond the last of a GOAWAY   UNSENT      5xx gateway-error reset refused-stream; sent again once, whatever retryOn says
+    REFUSED_STREAM, or beyond the last of a GOAWAY   UNSENT      5xx gateway-error reset refused-stream; is sent again once anyway
     reset, closed, keepalive, no status              FAILURE     5xx gateway-error reset
     an answer that is HTTP and not gRPC              by status   by status, as for HTTP
     a limit of ours                                  FAILURE     5xx gateway-error reset

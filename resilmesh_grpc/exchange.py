@@ -24,13 +24,14 @@ from resilmesh.units import format_duration
 from resilmesh_grpc import classify
 from resilmesh_grpc.errors import in_dialect, of_fault
 from resilmesh_grpc.metadata import Headers, changed
+from resilmesh_grpc.subchannels import Method
 from resilmesh_grpc.target import parse
 
 if TYPE_CHECKING:
     from resilmesh.engine.call import FallbackReason, Step
     from resilmesh.engine.plan import Plan
     from resilmesh_grpc.metadata import Metadata
-    from resilmesh_grpc.subchannels import Method, Subchannel, Subchannels
+    from resilmesh_grpc.subchannels import Subchannel, Subchannels
 
 #: A fallback in code: given the method's path, the request and the error that the caller would get; gives what stands in for
 #: the response (a message, or an iterable of messages), or ``None`` to let the error pass. With grpc.aio it may be a coroutine function.
@@ -72,12 +73,29 @@ class Caller:
             raise in_dialect(error) from None
 
 
+    def passing(self, method: Method) -> Any:
+        """grpc's own callable, where no policy applies."""
+        sub = self.subchannels.enter(None, None)
+        sub.left()
+        return sub.callable(method)
+
+    def connect_all(self) -> None:
+        """Make a sub-channel to each endpoint that there is none for yet."""
+        plan = None if self.subchannels.given is not None else self.plan(_ANY_METHOD, None)
+        for endpoint in (plan.endpoints if plan is not None and plan.endpoints else (None,)):
+            self.subchannels.enter(None if endpoint is None else endpoint.address, None if plan is None else plan.connect_timeout).left()
+
+
+#: What a channel is asked about that is no call.
+_ANY_METHOD: Final = Method("unary_unary", "/", None, None, None)
+
+
 class Exchange:
     """What a call sends, what its last attempt came to, and what that means."""
 
     __slots__ = (
-        "_held", "_idempotent", "_metadata", "_method", "_options", "_outer", "call", "caller", "error", "plan", "requests", "sub",
-        "timed_out", "until", "value",
+        "_held", "_idempotent", "_metadata", "_outer", "call", "caller", "error", "method", "options", "plan",
+        "requests", "sub", "timed_out", "until", "value",
     )
 
     def __init__(
@@ -87,7 +105,7 @@ class Exchange:
         self.caller = caller
         self.plan = plan
         self.requests = requests
-        self._options = options
+        self.options = options
         self._outer = outer = DEADLINE.get()
         # An iterable that is its own iterator can be gone through once.
         replayable = not method.streams_requests or (requests is not None and _iterates_again(requests))
@@ -104,7 +122,7 @@ class Exchange:
                 method = method.at(shape.target("POST", method.path, Headers(metadata)))
             if shape.request is not None:
                 metadata = changed(metadata, shape.request)
-        self._method = method
+        self.method = method
         self._metadata = metadata
         #: The last outcome: a message, or what is raised.
         self.value: Any = None
@@ -122,8 +140,17 @@ class Exchange:
 
     def prepare(self, call: Call) -> tuple[Any, dict[str, Any]]:
         """grpc's own callable for the next attempt, and what to call it with beside the request. Owes ``leave``."""
-        endpoint, plan = call.endpoint, self.plan
-        self.sub = self._held = sub = self.caller.subchannels.enter(None if endpoint is None else endpoint.address, plan.connect_timeout)
+        endpoint = call.endpoint
+        self.sub = self._held = sub = self.caller.subchannels.enter(
+            None if endpoint is None else endpoint.address, self.plan.connect_timeout
+        )
+        arguments = self.options.copy()
+        arguments["timeout"], arguments["metadata"] = self.limits(call)
+        return sub.callable(self.method), arguments
+
+    def limits(self, call: Call) -> tuple[float | None, Metadata | None]:
+        """The time-out and the metadata of the next attempt."""
+        plan = self.plan
         self.error, self.timed_out = None, False
         now = self.caller.clock.monotonic()
         until = call.headers_by if call.headers_by < call.deadline else call.deadline
@@ -131,11 +158,11 @@ class Exchange:
         if idle is not None and plan.mode == "ENFORCE" and now + idle < until:
             until = now + idle
         self.until = until
-        last = call.deadline if self._method.streams_responses else until
-        arguments = self._options.copy()
-        arguments["timeout"] = None if last == INFINITY else max(0.0, last - now) + _SLACK
-        arguments["metadata"] = self._metadata if call.number == 1 else self._repeated(call)
-        return sub.callable(self._method), arguments
+        last = call.deadline if self.method.streams_responses else until
+        return (
+            None if last == INFINITY else max(0.0, last - now) + _SLACK,
+            self._metadata if call.number == 1 else self._repeated(call),
+        )
 
     def _repeated(self, call: Call) -> list[tuple[str, Any]]:
         kept = [pair for pair in self._metadata or () if pair[0] != "grpc-previous-rpc-attempts"]
@@ -149,8 +176,9 @@ class Exchange:
 
     @property
     def request(self) -> Any:
-        """What the next attempt sends: the message, or an iterator."""
-        return iter(self.requests) if self._method.streams_requests else self.requests
+        """What the next attempt sends: the message, or what gives the messages."""
+        requests = self.requests
+        return requests if not self.method.streams_requests or hasattr(requests, "__aiter__") or requests is None else iter(requests)
 
     # ----------------------------------------------------------------------------------------- outcomes
 
@@ -190,15 +218,19 @@ class Exchange:
                 self.error = self._deadline_error(f"no response within the idleTimeout of {idle}")
             return classify.TIMED_OUT
         answer, received = classify.of_error(
-            code, error.details() or "", error.initial_metadata(), error.trailing_metadata(), connected=self.sub.connected,
+            code, error.details() or "", error.initial_metadata(), error.trailing_metadata(), connected=self.connected,
             classes=self.plan.classes,
         )
         self.call.idempotent = self.plan.retry_idempotent is not False if received else self._harmless()
         return answer
 
+    def connected(self) -> bool:
+        """Whether there is a connection to where the attempt went."""
+        return self.sub.connected()
+
     def _harmless(self) -> bool:
         """Whether to repeat what may have been done."""
-        return self._idempotent or (self.plan.retry_idempotent is None and self._method.idempotent)
+        return self._idempotent or (self.plan.retry_idempotent is None and self.method.idempotent)
 
     def _deadline_error(self, why: str) -> CallError:
         plan = self.plan
@@ -241,7 +273,7 @@ class Exchange:
     def stand_in(self, error: BaseException) -> Any:
         """What stands in for the response; ``None``: nothing. May be awaitable."""
         assert self.caller.fallback is not None
-        return self.caller.fallback(self._method.path, self.requests, error)
+        return self.caller.fallback(self.method.path, self.requests, error)
 
     def abandon(self) -> None:
         self.call.abandon(self.caller.clock.monotonic())

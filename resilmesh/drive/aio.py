@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from resilmesh.clock import Clock
+from resilmesh.clock import Lend
 from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
 from resilmesh.engine.verdict import Answer
 
@@ -19,7 +19,17 @@ class AsyncExchange(Protocol):
         """Before a backoff: keep what may still have to be returned, and free what the attempt holds."""
 
 
-async def run(call: Call, exchange: AsyncExchange, clock: Clock) -> Step:
+class Waits(Protocol):
+    """What the loop needs of a ``Clock``."""
+
+    def monotonic(self) -> float: ...
+
+    async def sleep_async(self, seconds: float) -> None: ...
+
+    async def wait_async(self, lend: Lend, seconds: float) -> None: ...
+
+
+async def run(call: Call, exchange: AsyncExchange, clock: Waits) -> Step:
     """Run a call to RETURN or RAISE. Whatever is raised in between abandons it."""
     try:
         step = call.start(clock.monotonic())
@@ -29,7 +39,7 @@ async def run(call: Call, exchange: AsyncExchange, clock: Clock) -> Step:
     return await proceed(call, step, exchange, clock)
 
 
-async def proceed(call: Call, step: Step, exchange: AsyncExchange, clock: Clock) -> Step:
+async def proceed(call: Call, step: Step, exchange: AsyncExchange, clock: Waits) -> Step:
     """Go on from ``step``."""
     try:
         while True:
@@ -47,7 +57,7 @@ async def proceed(call: Call, step: Step, exchange: AsyncExchange, clock: Clock)
         raise
 
 
-async def pause(call: Call, step: Step, clock: Clock) -> Step:
+async def pause(call: Call, step: Step, clock: Waits) -> Step:
     """Do the waiting that SLEEP or WAIT asks for."""
     remaining = call.wake_at - clock.monotonic()
     if step is WAIT:
