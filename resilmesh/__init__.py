@@ -36,7 +36,7 @@ from resilmesh.mesh import Mesh, attempts, configure, guard
 
 if TYPE_CHECKING:
     from resilmesh import http, testing
-    from resilmesh.http.wrap import wrap
+    from resilmesh.wrapping import wrap
 
     __version__: str
 
@@ -75,7 +75,7 @@ if not getattr(sys, "_is_gil_enabled", lambda: True)():
 _LAZY: dict[str, tuple[str, str | None]] = {
     "http": ("resilmesh.http", None),
     "testing": ("resilmesh.testing", None),
-    "wrap": ("resilmesh.http.wrap", "wrap"),
+    "wrap": ("resilmesh.wrapping", "wrap"),
 }
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 import resilmesh
 
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
-MODULES = ("resilmesh", "resilmesh.http", "resilmesh.testing")
+MODULES = ("resilmesh", "resilmesh.http", "resilmesh.testing", "resilmesh_grpc")
 
 
 def describe() -> str:
