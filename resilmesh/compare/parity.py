@@ -11,8 +11,9 @@ from typing import Any
 
 from resilmesh.envoy.notes import notes_on
 from resilmesh.errors import PolicyError
-from resilmesh.policy.fields import Block
+from resilmesh.policy.fields import Block, in_envoy
 from resilmesh.policy.load import load_text
+from resilmesh.policy.model import Service
 
 
 @dataclass(slots=True)
@@ -53,13 +54,15 @@ def parity(policies: Mapping[str, str]) -> Parity:
 
 def _rows(text: str) -> Iterator[Row]:
     policy = load_text(text).policy
-    yield from _in_block(policy, "")
+    yield from _in_block(policy, "", any(service.protocol == "GRPC" for service in policy.services))
     for note in notes_on(policy):
         # Those of a single field are rows already, with the same words.
         yield Row(note.block, note.fidelity, "", note.message)
 
 
-def _in_block(block: Block, prefix: str) -> Iterator[Row]:
+def _in_block(block: Block, prefix: str, grpc: bool) -> Iterator[Row]:
+    if isinstance(block, Service):
+        grpc = block.protocol == "GRPC"
     for name, info in type(block).model_fields.items():
         if name not in block.model_fields_set:
             continue
@@ -68,17 +71,17 @@ def _in_block(block: Block, prefix: str) -> Iterator[Row]:
         envoy = metadata["x-envoy"]
         key = prefix + (info.alias or name)
         if envoy["fidelity"] != "neutral" and value is not None:
-            exact = envoy["fidelity"] == "exact" or value in envoy.get("exact_for", ())
-            yield Row(key, "exact" if exact else envoy["fidelity"], envoy["field"], "" if exact else envoy["difference"])
-        yield from _below(value, _prefix(key))
+            fidelity, difference = in_envoy(metadata, value, grpc=grpc)
+            yield Row(key, fidelity, envoy["field"], difference)
+        yield from _below(value, _prefix(key), grpc)
 
 
-def _below(value: object, prefix: str) -> Iterator[Row]:
+def _below(value: object, prefix: str, grpc: bool) -> Iterator[Row]:
     if isinstance(value, Block):
-        yield from _in_block(value, prefix)
+        yield from _in_block(value, prefix, grpc)
     elif isinstance(value, list):
         for each in value:
-            yield from _below(each, prefix)
+            yield from _below(each, prefix, grpc)
 
 
 def _prefix(key: str) -> str:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from resilmesh.envoy.clusters import is_address
+from resilmesh.envoy.retries import LOST_WORDS
 from resilmesh.envoy.routes import has_cluster_of_its_own
 from resilmesh.policy.dangers import GRPC_WORDS
-from resilmesh.policy.fields import Block
+from resilmesh.policy.fields import Block, in_envoy
 from resilmesh.policy.resolve import Effective, Path, effective
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import HeaderOperations, OutlierDetection, Policy, Service
+    from resilmesh.policy.model import HeaderOperations, OutlierDetection, Policy, Retries, Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +34,24 @@ class Note:
 
 def notes_on(policy: Policy) -> list[Note]:
     """Every difference that this policy will meet, in the order of the file."""
-    found = [*_in_block(policy.mesh, ("mesh",)), *_in_block(policy.defaults, ("defaults",))]
+    any_grpc = any(service.protocol == "GRPC" for service in policy.services)
+    found = [*_in_block(policy.mesh, ("mesh",), any_grpc), *_in_block(policy.defaults, ("defaults",), any_grpc)]
     for index, service in enumerate(policy.services):
         path: Path = ("services", index)
         if not service.hosts:
             message = f"{service.name} has no hosts: it is reachable by name only, so Envoy never sees it"
             found.append(Note(path, "hosts", "library-only", message))
             continue
-        found += _in_block(service, path)
+        found += _in_block(service, path, service.protocol == "GRPC")
         found += _in_combination(policy, index, service)
+    if policy.inbound is not None:
+        metadata: Any = type(policy).model_fields["inbound"].json_schema_extra
+        found.append(Note(("inbound",), "inbound", "library-only", metadata["x-envoy"]["difference"]))
     # Routes that inherit a block would each report it.
     return list(dict.fromkeys(found))
 
 
-def _in_block(block: Block, path: Path) -> Iterator[Note]:
+def _in_block(block: Block, path: Path, grpc: bool) -> Iterator[Note]:
     """Differences of the fields that are written, and of blocks that are in force without being written."""
     for name, info in type(block).model_fields.items():
         value = getattr(block, name)
@@ -54,23 +59,22 @@ def _in_block(block: Block, path: Path) -> Iterator[Note]:
             continue
         where = (*path, info.alias or name)
         metadata: Any = info.json_schema_extra
-        envoy = metadata["x-envoy"]
-        differs = envoy["fidelity"] in ("approximate", "library-only") and value not in envoy.get("exact_for", ())
+        fidelity, difference = in_envoy(metadata, value, grpc=grpc)
         if metadata.get("x-not-enforced-yet"):
             yield Note(where, _words(where), "library-only", "not enforced by this version, and not exported")
-        elif differs:
-            yield Note(where, _words(where), envoy["fidelity"], envoy["difference"])
+        elif fidelity in ("approximate", "library-only"):
+            yield Note(where, _words(where), fidelity, difference)
         # Below what Envoy does not have at all there is nothing more to say.
-        if not (differs and envoy["fidelity"] == "library-only"):
-            yield from _below(value, where)
+        if fidelity != "library-only":
+            yield from _below(value, where, grpc)
 
 
-def _below(value: Any, path: Path) -> Iterator[Note]:
+def _below(value: Any, path: Path, grpc: bool) -> Iterator[Note]:
     if isinstance(value, Block):
-        yield from _in_block(value, path)
+        yield from _in_block(value, path, grpc)
     elif isinstance(value, list):
         for index, each in enumerate(value):
-            yield from _below(each, (*path, index))
+            yield from _below(each, (*path, index), grpc)
 
 
 def _words(path: Path) -> str:
@@ -107,14 +111,20 @@ _JOINED_HEADERS = frozenset({
     "accept", "accept-encoding", "authorization", "cache-control", "content-type", "if-none-match", "origin", "pragma", "referer",
     "user-agent", "via", "x-forwarded-for", "x-request-id",
 })
+#: Headers that gRPC writes itself, on the wire.
+_HEADERS_OF_GRPC = frozenset({"content-type", "grpc-accept-encoding", "grpc-encoding", "grpc-timeout", "te", "user-agent"})
 _JOINED_OF_ANSWERS = frozenset({"cache-control", "content-type", "server", "via"})
 
 
 def _of_match(policy: Policy, index: int, route: int) -> Iterator[Note]:
-    for number, match in enumerate((policy.services[index].routes or [])[route].match or ()):
+    service = policy.services[index]
+    for number, match in enumerate((service.routes or [])[route].match or ()):
         for name in match.headers or ():
             where = ("services", index, "routes", route, "match", number, "headers", name)
-            if name in _HEADERS_OF_ENVOY or name.startswith("x-envoy-"):
+            if service.protocol == "GRPC" and name in _HEADERS_OF_GRPC:
+                difference = f"gRPC itself writes {name}: Envoy sees it, and the library, which looks at the metadata of the call, does not"
+                yield Note(where, f"match.headers.{name}", "approximate", difference)
+            elif name in _HEADERS_OF_ENVOY or name.startswith("x-envoy-"):
                 yield Note(where, f"match.headers.{name}", "approximate", f"Envoy takes {name} off a request, or writes its own, first")
             elif name in _JOINED_HEADERS:
                 yield Note(where, f"match.headers.{name}", "approximate", f"to Envoy a {name} that is sent several times is one value")
@@ -194,7 +204,8 @@ def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
             blocks.origin["concurrency"], "concurrency", "approximate",
             "the route has a cluster of its own in Envoy, so its ejections and its retry budget are counted apart from the service's",
         )
-    if blocks.fault is not None and blocks.fault.abort is not None and blocks.fault.abort.http_status in (204, 304):
+    grpc = blocks.service.protocol == "GRPC"
+    if not grpc and blocks.fault is not None and blocks.fault.abort is not None and blocks.fault.abort.http_status in (204, 304):
         yield Note(
             (*blocks.origin["fault"], "abort", "httpStatus"), "fault.abort.httpStatus", "approximate",
             "Envoy sends a body, which an answer of this status does not have: the next request on the connection fails",
@@ -216,8 +227,19 @@ def _of_route(policy: Policy, index: int, route: int | None) -> Iterator[Note]:
                     f"Envoy takes whole percents: {whole}",
                 )
         yield from _of_rates(outlier, blocks.origin["outlier_detection"])
-    if blocks.retries is not None and blocks.service.protocol != "GRPC" and GRPC_WORDS.intersection(map(str, blocks.retries.retry_on)):
+    if blocks.retries is not None:
+        yield from _of_words(blocks.retries, blocks.origin["retries"], grpc)
+
+
+def _of_words(retries: Retries, path: Path, grpc: bool) -> Iterator[Note]:
+    words = {str(each) for each in retries.retry_on}
+    if grpc and retries.idempotent is None and LOST_WORDS & words:
         yield Note(
-            (*blocks.origin["retries"], "retryOn"), "retries.retryOn", "approximate",
+            (*path, "idempotent"), "retries.idempotent", "approximate",
+            "the library repeats a lost outcome of a method whose idempotency_level says that it may; Envoy does not know the methods",
+        )
+    if not grpc and GRPC_WORDS & words:
+        yield Note(
+            (*path, "retryOn"), "retries.retryOn", "approximate",
             "Envoy looks for grpc-status in the headers of every answer; to the library a service of HTTP1 has none",
         )

@@ -25,10 +25,10 @@ Json = dict[str, Any]
 UNSAFE_METHODS = ("POST", "PATCH")
 #: Retry words for which the service cannot have seen the request.
 _UNSENT_WORDS = ("connect-failure", "refused-stream", "reset-before-request")
-#: Retry words that include all of those.
-_COVERS_UNSENT = frozenset({"5xx", "gateway-error", "reset"})
+#: Retry words for an outcome that was lost: a reset, a time-out. They include all of those.
+LOST_WORDS = frozenset({"5xx", "gateway-error", "reset"})
 #: Retry words that describe an answer over HTTP, which of a gRPC service is a lost outcome.
-_WORDS_OF_HTTP = frozenset({"retriable-4xx", *_COVERS_UNSENT})
+_WORDS_OF_HTTP = frozenset({"retriable-4xx", *LOST_WORDS})
 #: Draws of another endpoint before one that was tried is taken again.
 _DRAWS = 10
 
@@ -81,7 +81,7 @@ def _words(retries: Retries) -> list[str]:
 
 def _unsent(words: Sequence[str]) -> list[str]:
     """What is left of the words where the service must not have seen the request."""
-    return list(_UNSENT_WORDS) if _COVERS_UNSENT.intersection(words) else [each for each in words if each in _UNSENT_WORDS]
+    return list(_UNSENT_WORDS) if LOST_WORDS.intersection(words) else [each for each in words if each in _UNSENT_WORDS]
 
 
 def _retry_policy(retries: Retries, words: Sequence[str], statuses: Sequence[int] = ()) -> Json:

@@ -55,7 +55,7 @@ class RetryAfter(Block):
         "Longest value that is believed; a longer one is ignored and the backoff is used.", 60.0,
         envoy=approximates(
             "rate_limited_retry_back_off.max_interval",
-            "Envoy understands seconds only; the library an HTTP-date too. Both add jitter of up to half the value.",
+            "Envoy understands seconds only; the library an HTTP-date too. Both add jitter of up to half the value.", over_grpc="",
         ),
         unit="duration", source="Envoy: 300 s; ours is shorter because a thread waits", gt=0,
     )
@@ -79,8 +79,12 @@ class Retries(Block):
     """Which attempts are repeated, and how often. Needs ``retryOn``: nothing is retried by default."""
 
     max_retries: int = field(
-        "Attempts after the first.", 1, envoy=maps_to("retry_policy.num_retries"), unit="retries", source="Envoy: 1",
-        ge=0, le=100,
+        "Attempts after the first.", 1,
+        envoy=maps_to(
+            "retry_policy.num_retries",
+            over_grpc="A stream that the service refused is sent again once beside these, as gRPC does; to Envoy that is one of them.",
+        ),
+        unit="retries", source="Envoy: 1", ge=0, le=100,
     )
     retry_on: list[RetryOn] = field(
         "What is retried: Envoy's retry words, and HTTP statuses as numbers.", envoy=maps_to("retry_policy.retry_on"), min_length=1,
@@ -90,20 +94,26 @@ class Retries(Block):
         envoy=approximates(
             "retry_policy.per_try_timeout",
             "Envoy's begins when there is a connection, which connectTimeout bounds; the library's includes it.",
+            over_grpc="Envoy's begins when there is a connection and ends at the initial metadata; the library's includes connecting, and "
+            "ends at the first message. Envoy answers UNAVAILABLE, the library DEADLINE_EXCEEDED.",
         ),
         unit="duration", gt=0,
     )
-    backoff: Backoff = field("Wait between attempts.", envoy=maps_to("retry_policy.retry_back_off"), factory=Backoff)
+    backoff: Backoff = field(
+        "Wait between attempts. Over gRPC a service may say how long instead, by grpc-retry-pushback-ms.",
+        envoy=maps_to("retry_policy.retry_back_off", over_grpc="Envoy does not understand grpc-retry-pushback-ms."), factory=Backoff,
+    )
     retry_after: RetryAfter | None = field(
-        "How far a Retry-After header of the service is obeyed. null: not at all, as Envoy by default.",
-        envoy=approximates("retry_policy.rate_limited_retry_back_off", "Envoy does not understand an HTTP-date."),
+        "How far a Retry-After header of the service is obeyed. null: not at all, as Envoy by default. Not used over gRPC.",
+        envoy=approximates("retry_policy.rate_limited_retry_back_off", "Envoy does not understand an HTTP-date.", over_grpc=""),
         factory=RetryAfter,
     )
     idempotent: bool | None = field(
         "true: every request of the route may be sent again; false: none that may have reached the service. "
         "Absent: by method, POST and PATCH only when the service never saw them; a request with an Idempotency-Key "
-        "header may be sent again.",
-        None, envoy=maps_to("a second route for POST and PATCH without idempotency-key"),
+        "header may be sent again. Over gRPC: after a status of the service; when the outcome was lost (a reset, a time-out) only a method "
+        "whose own idempotency_level says that it may be.",
+        None, envoy=maps_to("a second route for POST and PATCH without idempotency-key; over gRPC other words in retry_on"),
     )
 
 

@@ -34,21 +34,25 @@ class Envoy:
     """What a field becomes in Envoy: how faithful, in which Envoy field, and what differs.
 
     ``neutral`` marks what shapes the translation without being a behaviour of its own (names, labels).
-    ``exact_for`` are values for which there is no difference.
+    ``exact_for`` are values for which there is no difference. ``over_grpc`` is what differs, in place of ``difference``, where the
+    service speaks gRPC: nothing if it is empty; ``None``: the same as over HTTP.
     """
 
     fidelity: Fidelity
     field: str = ""
     difference: str = ""
     exact_for: tuple[str | int, ...] = ()
+    over_grpc: str | None = None
 
 
-def maps_to(field_of_envoy: str) -> Envoy:
-    return Envoy("exact", field_of_envoy)
+def maps_to(field_of_envoy: str, *, over_grpc: str | None = None) -> Envoy:
+    return Envoy("exact", field_of_envoy, over_grpc=over_grpc)
 
 
-def approximates(field_of_envoy: str, difference: str, *, exact_for: tuple[str | int, ...] = ()) -> Envoy:
-    return Envoy("approximate", field_of_envoy, difference, exact_for)
+def approximates(
+    field_of_envoy: str, difference: str, *, exact_for: tuple[str | int, ...] = (), over_grpc: str | None = None,
+) -> Envoy:
+    return Envoy("approximate", field_of_envoy, difference, exact_for, over_grpc)
 
 
 def library_only(reason: str, *, exact_for: tuple[str | int, ...] = ()) -> Envoy:
@@ -56,6 +60,18 @@ def library_only(reason: str, *, exact_for: tuple[str | int, ...] = ()) -> Envoy
 
 
 NEUTRAL = Envoy("neutral")
+
+
+def in_envoy(field_metadata: Any, value: Any, *, grpc: bool) -> tuple[Fidelity, str]:
+    """How faithful Envoy is to this value of a field, and what differs. ``grpc``: where the service speaks it."""
+    mapping = field_metadata["x-envoy"]
+    fidelity: Fidelity = mapping["fidelity"]
+    difference: str = mapping["difference"]
+    if grpc and "over_grpc" in mapping:
+        difference = mapping["over_grpc"]
+        fidelity = "approximate" if difference else "exact"
+    return ("exact", "") if value in mapping.get("exact_for", ()) else (fidelity, difference)
+
 
 #: Where a block may stand. "The nearest wins whole": a route's block replaces the service's.
 Level = Literal["mesh", "defaults", "service", "route", "inbound"]
@@ -85,6 +101,8 @@ def field(
     extra: dict[str, Any] = {"x-envoy": {"fidelity": envoy.fidelity, "field": envoy.field, "difference": envoy.difference}}
     if envoy.exact_for:
         extra["x-envoy"]["exact_for"] = list(envoy.exact_for)
+    if envoy.over_grpc is not None:
+        extra["x-envoy"]["over_grpc"] = envoy.over_grpc
     extra |= {key: value for key, value in (("x-unit", unit), ("x-source", source), ("x-scope", scope)) if value}
     if unit == "duration":
         # JSON Schema cannot bound text that is a duration, so the bounds are told in words of our own.

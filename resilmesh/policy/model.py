@@ -53,6 +53,7 @@ from resilmesh.policy.fields import (
     shorthand_for,
 )
 from resilmesh.policy.inbound import (
+    NO_INGRESS,
     AuthorizationPolicy,
     AuthorizationRule,
     Condition,
@@ -103,6 +104,9 @@ class CallBlocks(Block):
             "route.timeout",
             "Envoy's begins when the request has been sent. When a backoff does not fit into what is left, the library gives back "
             "the last answer at once; Envoy waits, and answers 504.",
+            over_grpc="Envoy's begins when the request has been sent, so never for a stream that the caller keeps open. It answers "
+            "UNAVAILABLE, and resets a response that has begun (INTERNAL); the library says DEADLINE_EXCEEDED, and tells the service "
+            "by when. When a backoff does not fit into what is left, the library gives back the last status at once; Envoy waits.",
         ),
         unit="duration", source="none unless written (Envoy has 15 s)", gt=0,
     )
@@ -111,6 +115,8 @@ class CallBlocks(Block):
         envoy=approximates(
             "route.idle_timeout",
             "Envoy's counts bytes of the request too, answers 504 'stream timeout' before the headers, is never retried, ejects nobody.",
+            over_grpc="Envoy's counts messages of the request too, answers UNAVAILABLE, resets a response that has begun (INTERNAL), is "
+            "never retried, ejects nobody; the library says DEADLINE_EXCEEDED.",
         ),
         unit="duration", gt=0,
     )
@@ -133,7 +139,10 @@ class CallBlocks(Block):
     fault: Fault | None = field("Injects failures for drills.", None, envoy=maps_to("envoy.filters.http.fault"))
     classify: Classify | None = field(
         "Which answers count as failures.", None,
-        envoy=maps_to("HttpProtocolOptions.outlier_detection.error_matcher; a route's is that of a cluster of its own"),
+        envoy=maps_to(
+            "HttpProtocolOptions.outlier_detection.error_matcher; a route's is that of a cluster of its own",
+            over_grpc="Not in Envoy, which judges a gRPC status by a table of its own.",
+        ),
     )
     fallback: Fallback | None = field("A static answer in place of an error.", None, envoy=NO_FALLBACK)
     headers: HeaderChanges | None = field(
@@ -153,7 +162,12 @@ class ServiceBlocks(CallBlocks):
         envoy=approximates("circuit_breakers.thresholds.retry_budget", "Envoy's is instantaneous: a share of the requests in flight."),
     )
     outlier_detection: OutlierDetection | None = field(
-        "Ejects endpoints that fail.", None, envoy=maps_to("cluster.outlier_detection"), scope="the endpoint",
+        "Ejects endpoints that fail.", None,
+        envoy=maps_to(
+            "cluster.outlier_detection",
+            over_grpc="To Envoy a call whose initial metadata or first message came has succeeded, whatever its status is then.",
+        ),
+        scope="the endpoint",
     )
     load_balancer: Annotated[LoadBalancer, shorthand_for("policy", {"enum": ["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM"]})] = field(
         "How endpoints are chosen. A bare word is short for its policy.", envoy=maps_to("cluster.lb_policy"),
@@ -196,7 +210,7 @@ class Service(ServiceBlocks):
         envoy=approximates(
             "HttpProtocolOptions.explicit_http_config",
             "Under HTTP1 the library's transport still speaks HTTP/2 where the client was made with http2=True.",
-            exact_for=("HTTP1", "HTTP2"),
+            exact_for=("HTTP1", "HTTP2", "GRPC"),
         ),
     )
     tls: Tls | None = field(
@@ -244,4 +258,4 @@ class Policy(Block):
     mesh: MeshBlock = field("The process as a whole.", factory=MeshBlock)
     defaults: Defaults = field("Blocks for every service that does not have its own.", factory=Defaults)
     services: list[Service] = field("Destinations.", factory=list)
-    inbound: Inbound | None = field("This workload as a service.", None, envoy=maps_to("an ingress listener"), later=True)
+    inbound: Inbound | None = field("This workload as a service.", None, envoy=NO_INGRESS)

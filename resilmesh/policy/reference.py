@@ -201,7 +201,11 @@ def _envoy(field: dict[str, Any]) -> str:
     name = f" `{mapping['field']}`" if mapping["field"] else ""
     difference = f". {mapping['difference']}" if mapping["difference"] else ""
     exact = " or ".join(f"`{value}`" for value in mapping.get("exact_for", ()))
-    return (f"exact for {exact}, otherwise " if exact else "") + f"{mapping['fidelity']}{name}{difference}"
+    over_http = (f"exact for {exact}, otherwise " if exact else "") + f"{mapping['fidelity']}{name}{difference}"
+    if "over_grpc" not in mapping:
+        return over_http
+    over_grpc = f"approximate. {mapping['over_grpc']}" if mapping["over_grpc"] else "exact."
+    return f"{over_http.removesuffix('.')}. **Over gRPC** {over_grpc}"
 
 
 def _row(*cells: str) -> str:
