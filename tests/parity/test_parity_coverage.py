@@ -32,6 +32,17 @@ def _fidelities(block: type[Block], found: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def _over_grpc(block: type[Block], found: set[str]) -> set[str]:
+    """The fields that differ where the service speaks gRPC."""
+    for name, info in block.model_fields.items():
+        metadata: Any = info.json_schema_extra
+        if metadata["x-envoy"].get("over_grpc"):
+            found.add(owner(block, name))
+        for below in _blocks(info.annotation):
+            _over_grpc(below, found)
+    return found
+
+
 def _cases() -> Iterator[tuple[str, frozenset[str]]]:
     for path in Path(__file__).parent.glob("test_parity_*.py"):
         for name, test in vars(importlib.import_module(path.stem)).items():
@@ -47,3 +58,9 @@ def test_every_claim_has_a_case() -> None:
     assert {field for field, fidelity in claims.items() if fidelity == "exact"} - agree == set()
     assert {field for field, fidelity in claims.items() if fidelity == "approximate"} - differ == set()
     assert (agree | differ) - set(claims) == set(), "a case names a field that the model does not have"
+
+
+def test_every_difference_over_grpc_has_a_case() -> None:
+    tests = vars(importlib.import_module("test_parity_grpc"))
+    differ = {field for name, test in tests.items() if "difference" in name for field in getattr(test, "covers", ())}
+    assert _over_grpc(Policy, set()) - differ == set()

@@ -1,4 +1,4 @@
-"""`protocol: GRPC`: the same policy through `resilmesh_grpc.channel` and through a real Envoy; and, by name, where they differ on purpose."""
+"""`protocol: GRPC`: the same policy through `resilmesh_grpc.channel` and a real Envoy; and, by name, where they differ on purpose."""
 
 from __future__ import annotations
 
@@ -363,7 +363,8 @@ def test_matching_by_service_and_method_and_changed_metadata(shops: Shops) -> No
 @covers("Service.split", "SplitTarget.subset", "SplitTarget.weight")
 def test_a_split_by_subset(shops: Shops) -> None:
     text = policy(
-        "subsets: [{name: v1, labels: {v: '1'}}, {name: v2, labels: {v: '2'}}]\n  split: [{subset: v1, weight: 0}, {subset: v2, weight: 1}]",
+        "subsets: [{name: v1, labels: {v: '1'}}, {name: v2, labels: {v: '2'}}]\n"
+        "  split: [{subset: v1, weight: 0}, {subset: v2, weight: 1}]",
         '[{address: "$a", labels: {v: "1"}}, {address: "$b", labels: {v: "2"}}]',
     )
     both = grpc_sides(shops, text, often(6))
