@@ -113,8 +113,8 @@ class Measured:
         acted = {
             "retries": self.retries is None or any(self.retries),
             "outlierDetection": self.ejections is None or any(self.ejections),
-            "circuitBreaker": "circuit open" in self.rejections,
-            "rateLimit": "rate limited" in self.rejections,
+            "circuitBreaker": any(reason.startswith("circuit open") for reason in self.rejections),
+            "rateLimit": any(reason.startswith("rate limited") for reason in self.rejections),
         }
         acted["retryBudget"] = acted["retries"]
         return frozenset(block for block, did in acted.items() if not did)
@@ -221,17 +221,21 @@ def spread(observations: Sequence[Observation], scenario: Scenario) -> dict[str,
 
 
 def succeeded(note: Note) -> bool:
-    """Whether the caller got an answer of a service that is no server error."""
-    return not note.reason and note.status < 500
+    """Whether the caller got an answer of a service that is no server error; of gRPC: OK."""
+    return not note.reason and (note.status == "OK" if isinstance(note.status, str) else note.status < 500)
 
 
 def outcome(note: Note) -> str:
-    """What became of a call, in words: ``succeeded``, ``rejected: limit reached``, ``failed: 503 of the service``."""
+    """What became of a call, in words: ``succeeded``, ``rejected: limit reached``, ``failed: 503 of the service``.
+
+    Over gRPC the code that the caller got stands with the reason, ``failed: deadline, DEADLINE_EXCEEDED``: planes may differ in it.
+    """
     if succeeded(note):
         return SUCCEEDED
+    reason = f"{note.reason}, {note.status}" if note.reason and isinstance(note.status, str) else note.reason
     if note.reason in REFUSALS:
-        return REJECTED + note.reason
-    return FAILED + (note.reason or f"{note.status} of the service")
+        return REJECTED + reason
+    return FAILED + (reason or f"{note.status} of the service")
 
 
 def _calls(observation: Observation, scenario: Scenario) -> list[Call]:

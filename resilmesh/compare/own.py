@@ -32,7 +32,7 @@ from resilmesh.compare.measure import Figure, Measured, measure
 from resilmesh.compare.planes import BARE, LIBRARY, OFF, SIDECAR, Observation, observe
 from resilmesh.compare.progress import Progress
 from resilmesh.compare.run import Result, Settings
-from resilmesh.compare.scenarios import Open, Scenario, Schedule
+from resilmesh.compare.scenarios import Calls, Open, Scenario
 from resilmesh.compare.series import series
 from resilmesh.compare.sides import Side, side_of
 from resilmesh.compare.stats import Spread
@@ -75,16 +75,7 @@ class Steady(Open):
     path: str = "/"
 
     def __str__(self) -> str:
-        return f"{self.method} {self.path}, open loop, {self.rate:g} calls/s for {self.duration:g} s"
-
-    def schedule(self, seed: int) -> Schedule:
-        rng = random.Random(seed)  # noqa: S311  repeatable, not secret
-        calls: Schedule = []
-        due = rng.expovariate(self.rate)
-        while due < self.duration:
-            calls.append((due, self.method, self.path))
-            due += rng.expovariate(self.rate)
-        return calls
+        return f"{self.method} {self.path}, {Open.__str__(self)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +90,11 @@ class Own(Scenario):
     addresses: tuple[str, ...] = ()
     #: ``text`` with the addresses' hosts among the service's, for the plane that calls them directly.
     direct_text: str = ""
+
+    @property
+    def calls(self) -> Calls:
+        assert isinstance(self.traffic, Steady)
+        return ((self.traffic.method, self.traffic.path),)
 
     @property
     def policy_file(self) -> str:

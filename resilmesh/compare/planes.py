@@ -5,6 +5,7 @@
     library      the policy, decided inside the client's process; local outcomes are answers, as from Envoy
     sidecar      the policy, decided by a real Envoy on the way; the client is bare
     sidecar-defaults  the same, but whatever the policy leaves open is as Envoy has it by default (``defaults``)
+    grpc-native  of gRPC alone: the policy as far as grpcio's own service config can say it (``native``)
 
 Client, transport settings, limits of the pools, calls and their times are equal everywhere; the pool itself is the client's,
 but for ``library``, whose HTTP/1.1 pool is its own. ``library`` and ``sidecar`` are what is compared; the others are there
@@ -36,7 +37,10 @@ from resilmesh.envoy import process
 from resilmesh.envoy.process import Envoy
 
 BARE, OFF, LIBRARY, SIDECAR, DEFAULTS = PLANES = ("bare", "library-off", "library", "sidecar", "sidecar-defaults")
+NATIVE = "grpc-native"
+GRPC_PLANES = (*PLANES, NATIVE)
 CLIENTS = ("httpx", "httpx-async", "httpx2", "httpx2-async")
+GRPC_CLIENTS = ("grpcio", "grpcio-async")
 
 _START_WITHIN = 30.0
 #: From the word to begin until the first call: enough to tell services and client.
@@ -116,7 +120,7 @@ def envoy_version() -> str:
 
 
 def client_version(client: str) -> str | None:
-    """Version of the client library behind one of ``CLIENTS``; None when it is not installed."""
+    """Version of the client library behind one of ``CLIENTS`` or ``GRPC_CLIENTS``; None when it is not installed."""
     try:
         return importlib.metadata.version(client.partition("-")[0])
     except importlib.metadata.PackageNotFoundError:
@@ -166,13 +170,13 @@ def _clients(plane: str, count: int) -> Iterator[list[Child]]:
 
 def _jobs(side: Side, scenario: Scenario, client: str, seed: int) -> list[Callable[[float], Job]]:
     """What each process of the client has to do: every n-th call."""
-    numbered = [(number, *call) for number, call in enumerate(scenario.traffic.schedule(seed))]
+    numbered = [(number, *call) for number, call in enumerate(scenario.traffic.schedule(seed, scenario.calls))]
 
     def job(place: int) -> Callable[[float], Job]:
         return lambda spawned: Job(
             client=client, targets=side.targets, host=side.host, signed=side.signed, schedule=numbered[place::scenario.processes],
-            workers=scenario.workers,
-            warm_up=scenario.warm_up, spawned=spawned, policy=side.policy, policy_file=side.policy_file, mode=side.mode,
+            workers=scenario.workers, warm_up=scenario.warm_up, first=scenario.calls[0], service_config=side.service_config,
+            spawned=spawned, policy=side.policy, policy_file=side.policy_file, mode=side.mode,
             library_path=str(Path(resilmesh.__file__).parent.parent), seed=seed + place, watched=scenario.watched,
             http2=scenario.protocol == "HTTP2",
         )

@@ -1,8 +1,8 @@
 """What is compared: services that behave in a certain way, calls to them, and the policy file that governs the calls.
 
 The policy files lie beside this one, in ``policies/``, and are complete: ``resilmesh check`` accepts them. The addresses
-in them are replaced by those of the test bed when a run starts, and the protocol is added when it is HTTP/2; nothing
-else is changed.
+in them are replaced by those of the test bed when a run starts, and a protocol that is not HTTP/1.1 is added; nothing
+else is changed. Where gRPC needs other words than HTTP it has a file of its own, in ``policies/grpc/``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from resilmesh.compare.service import Latency, Outage, Script
 HOST = "inventory.test"
 _HOSTS = f"  hosts: [{HOST}]\n"
 _ADDRESS = re.compile(r"127\.0\.0\.1:90(\d\d)")
-_PATHS = ("/v1/items/17", "/v1/items/42", "/v1/stock?warehouse=3")
+#: Method and path; of gRPC how it answers, and path.
+Calls = tuple[tuple[str, str], ...]
+_HTTP: Calls = (("GET", "/v1/items/17"), ("GET", "/v1/items/42"), ("GET", "/v1/stock?warehouse=3"))
+_UNARY: Calls = (("unary", "/shop.v1.Inventory/GetItem"), ("unary", "/shop.v1.Inventory/GetStock"))
+_STREAMS: Calls = (("stream", "/shop.v1.Inventory/WatchStock"),)
 
+Protocol = Literal["HTTP1", "HTTP2", "GRPC"]
 Schedule = list[tuple[float | None, str, str]]
 
 
@@ -39,14 +44,14 @@ class Open:
     def expected_seconds(self) -> float:
         return self.duration
 
-    def schedule(self, seed: int) -> Schedule:
+    def schedule(self, seed: int, calls: Calls) -> Schedule:
         rng = random.Random(seed)  # noqa: S311  repeatable, not secret
-        calls: Schedule = []
+        scheduled: Schedule = []
         due = rng.expovariate(self.rate)
         while due < self.duration:
-            calls.append((due, "GET", rng.choice(_PATHS)))
+            scheduled.append((due, *rng.choice(calls)))
             due += rng.expovariate(self.rate)
-        return calls
+        return scheduled
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,9 @@ class Closed:
     def expected_seconds(self) -> float:
         return self.calls * 0.0005
 
-    def schedule(self, seed: int) -> Schedule:
+    def schedule(self, seed: int, calls: Calls) -> Schedule:
         rng = random.Random(seed)  # noqa: S311  repeatable, not secret
-        return [(None, "GET", rng.choice(_PATHS)) for _ in range(self.calls)]
+        return [(None, *rng.choice(calls)) for _ in range(self.calls)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,9 @@ class Scenario:
     processes: int = 1
     edits: tuple[Edit, ...] = ()
     #: Of every call, on each part of its way.
-    protocol: Literal["HTTP1", "HTTP2"] = "HTTP1"
+    protocol: Protocol = "HTTP1"
+    #: Whether the services answer with streams of messages, over gRPC.
+    streaming: bool = False
     #: Whether all is well again some time after an outage, so that it can be said when.
     recovers: bool = True
     tolerance: Tolerance = Tolerance()
@@ -140,6 +147,9 @@ class Scenario:
     @property
     def policy_file(self) -> str:
         """The policy's file, relative to the package ``resilmesh``."""
+        own = f"compare/policies/grpc/{self.name}.yaml"
+        if self.protocol == "GRPC" and (resources.files("resilmesh") / own).is_file():
+            return own
         return f"compare/policies/{self.name}.yaml"
 
     @property
@@ -150,9 +160,16 @@ class Scenario:
     def policy(self, addresses: Sequence[str] | None = None, file: str | None = None) -> str:
         """The text of the scenario's policy, or of another ``file``, with ``addresses`` in place of the written ones."""
         text = (resources.files("resilmesh") / (file or self.policy_file)).read_text(encoding="utf-8")
-        if self.protocol != "HTTP1":
+        if self.protocol != "HTTP1" and "protocol:" not in text:
             text = text.replace(_HOSTS, f"{_HOSTS}  protocol: {self.protocol}\n")
         return text if addresses is None else _ADDRESS.sub(lambda written: addresses[int(written[1]) - 1], text)
+
+    @property
+    def calls(self) -> Calls:
+        """What is called. Each is called as often as chance will have it."""
+        if self.protocol == "GRPC":
+            return _STREAMS if self.streaming else _UNARY
+        return _HTTP
 
     @property
     def watched(self) -> bool:

@@ -1,7 +1,7 @@
-"""One endpoint of the test bed: a real HTTP server that does what its script says, and counts.
+"""One endpoint of the test bed: a real HTTP and gRPC server that does what its script says, and counts.
 
-It runs in a process of its own (``python service.py``, nothing but the standard library; ``h2`` too when a connection
-begins in HTTP/2). On stdin it
+It runs in a process of its own (``python service.py``, nothing but the standard library; ``service_http2`` and ``h2`` too
+when a connection begins in HTTP/2). On stdin it
 gets its ``Script`` as a line of JSON and answers on stdout with its port; when stdin ends it ends, so
 that it cannot outlive the comparison. What happens to a request is drawn from the seed, the endpoint's
 name, the header ``x-call`` and how often this endpoint has seen that call: every plane meets the same luck.
@@ -14,7 +14,7 @@ An endpoint that refuses has a port and does not listen at it, so that nobody el
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -24,8 +24,9 @@ import struct
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 CONTROL = "/.testbed/"
@@ -36,8 +37,11 @@ VERSION = "x-version"
 _BODY = b'{"sku":"A-1","in_stock":true}'
 #: How a connection begins that speaks HTTP/2 from the start.
 _HTTP2 = b"PRI * HTTP/2.0\r\n"
-_INTERNAL_ERROR = 2
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+#: As a word of a script: all is well, over HTTP and over gRPC.
+GOOD = frozenset({"200", "OK"})
+
+Headers = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +67,18 @@ class Outage:
     @property
     def word(self) -> str:
         """What to call it: a service that only takes longer is not out."""
-        return "brown-out" if self.outcome == "200" else "outage"
+        return "brown-out" if self.outcome in GOOD else "outage"
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
     """What an endpoint does with requests.
 
-    ``outcomes`` maps what happens to its share of requests, 0 to 1: a status such as ``"503"``, ``"reset"`` (RST
-    once the request is read), ``"close"`` (FIN) or ``"hang"`` (no answer ever). The rest is answered 200. Over HTTP/2 a
+    ``outcomes`` maps what happens to its share of requests, 0 to 1: a status such as ``"503"`` (of gRPC ``"UNAVAILABLE"`` or
+    ``"INTERNAL"``), ``"reset"`` (RST once the request is read), ``"close"`` (FIN), ``"hang"`` (no answer ever) or, of a stream of
+    gRPC messages, ``"cut"`` (UNAVAILABLE after half of them). The rest is answered 200 or OK. Over HTTP/2 a
     reset is one of the stream, and so is a close: a connection is shared.
-    ``capacity`` requests are worked on at once, ``queue`` more wait their turn, the next is answered 503.
+    ``capacity`` requests are worked on at once, ``queue`` more wait their turn, the next is answered 503 or UNAVAILABLE.
     """
 
     name: str
@@ -85,6 +90,10 @@ class Script:
     outages: tuple[Outage, ...] = ()
     #: Nobody listens: connections are refused.
     refuses: bool = False
+    #: Of a stream of gRPC messages.
+    messages: int = 20
+    #: Whom it fails, over gRPC, it asks to come back after so many milliseconds.
+    pushback: int | None = None
     seed: int = 0
 
     @classmethod
@@ -110,11 +119,24 @@ class Request:
     body: bytes
 
 
-class Exchange(Protocol):
-    """Where the answer to one request goes."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What comes of a request: the script's word for it, and what the answer carries. The signature says which endpoint's it is."""
 
-    def answer(self, outcome: str, script: Script) -> None: ...
-    def write(self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None: ...
+    outcome: str
+    body: bytes
+    signature: Headers = ()
+    messages: int = 1
+    pushback: int | None = None
+
+
+class Exchange(Protocol):
+    """Where the answer to one request goes. ``good`` and ``overloaded`` are its protocol's words for a script."""
+
+    good: str
+    overloaded: str
+
+    def answer(self, what: Answer) -> None: ...
 
 
 class Endpoint:
@@ -139,7 +161,7 @@ class Endpoint:
         if request.path.startswith(CONTROL):
             self._control(connection, request)
         elif request.headers.get("x-call") == WARM_UP:
-            connection.answer("200", self._script)
+            self._answer(connection, connection.good)
         else:
             self._serve(connection, request)
 
@@ -147,11 +169,11 @@ class Endpoint:
         match request.method, request.path.removeprefix(CONTROL):
             case "PUT", "epoch":
                 self._epoch = float(request.body)
-                connection.write(200, b"{}")
+                connection.answer(Answer("200", b"{}"))
             case "GET", "counts":
-                connection.write(200, json.dumps(self.counts()).encode())
+                connection.answer(Answer("200", json.dumps(self.counts()).encode()))
             case _:
-                connection.write(404, b"{}")
+                connection.answer(Answer("404", b"{}"))
 
     def counts(self) -> dict[str, Any]:
         return {
@@ -166,7 +188,7 @@ class Endpoint:
         self._paths[request.path.partition("?")[0]] += 1
         self._attempt_headers[request.headers.get("x-envoy-attempt-count", "none")] += 1
         elapsed = time.monotonic() - self._epoch
-        outcome, latency = self._fate(call, elapsed)
+        outcome, latency = self._fate(call, elapsed, connection.good)
         arrival = Arrival(call, elapsed)
         self._arrivals.append(arrival)
         if self._script.capacity is None or self._working < self._script.capacity:
@@ -174,9 +196,9 @@ class Endpoint:
         elif len(self._waiting) < self._script.queue:
             self._waiting.append((connection, outcome, latency, arrival))
         else:
-            self._finish(connection, "503", arrival)
+            self._finish(connection, connection.overloaded, arrival)
 
-    def _fate(self, call: str, elapsed: float) -> tuple[str, float]:
+    def _fate(self, call: str, elapsed: float, good: str) -> tuple[str, float]:
         script = self._script
         rng = random.Random(f"{script.seed}/{script.name}/{call}/{self._calls[call]}")  # noqa: S311  repeatable, not secret
         for outage in script.outages:
@@ -188,7 +210,7 @@ class Endpoint:
             lot -= share
             if lot < 0:
                 return outcome, script.latency.draw(rng)
-        return "200", script.latency.draw(rng)
+        return good, script.latency.draw(rng)
 
     def _work(self, connection: Exchange, outcome: str, latency: float, arrival: Arrival) -> None:
         self._working += 1
@@ -209,11 +231,18 @@ class Endpoint:
         self._outcomes[outcome] += 1
         if outcome != "hang":
             arrival.ended = time.monotonic() - self._epoch
-        connection.answer(outcome, self._script)
+        self._answer(connection, outcome)
+
+    def _answer(self, connection: Exchange, outcome: str) -> None:
+        script = self._script
+        connection.answer(Answer(
+            outcome, _BODY, ((SERVED_BY, script.name), (VERSION, script.version)), script.messages, script.pushback))
 
 
 class Connection(asyncio.Protocol):
     """Just enough HTTP/1.1: one request at a time, bodies by Content-Length, keep-alive."""
+
+    good, overloaded = "200", "503"
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -228,7 +257,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         if self._received.startswith(_HTTP2):
-            streams = Streams(self._endpoint, self._transport)
+            streams = _http2().Streams(self._endpoint, self._transport, Request)
             self._transport.set_protocol(streams)
             streams.data_received(self._received)
         else:
@@ -241,7 +270,7 @@ class Connection(asyncio.Protocol):
         first, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if "transfer-encoding" in headers:
-            self.write(411, b"{}")
+            self._write("411", b"{}", ())
             self._transport.close()
             return
         length = int(headers.get("content-length", "0"))
@@ -252,89 +281,34 @@ class Connection(asyncio.Protocol):
         self._busy = True
         self._endpoint.handle(self, Request(method, path, headers, rest[:length]))
 
-    def answer(self, outcome: str, script: Script) -> None:
+    def answer(self, what: Answer) -> None:
         if self._transport.is_closing():
             return
-        if outcome == "reset":
+        if what.outcome == "reset":
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._transport.abort()
-        elif outcome == "close":
+        elif what.outcome == "close":
             self._transport.close()
-        elif outcome != "hang":
-            self.write(int(outcome), _BODY, ((SERVED_BY, script.name), (VERSION, script.version)))
+        elif what.outcome != "hang":
+            self._write(what.outcome, what.body, what.signature)
 
-    def write(self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
-        lines = "".join(f"{name}: {value}\r\n" for name, value in (*_headers(body), *headers))
+    def _write(self, status: str, body: bytes, headers: Headers) -> None:
+        fixed = ("content-type", "application/json"), ("content-length", str(len(body)))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (*fixed, *headers))
         self._transport.write(f"HTTP/1.1 {status} \r\n{lines}\r\n".encode("latin-1") + body)
         self._busy = False
         self._next()
 
 
-class Streams(asyncio.Protocol):
-    """Just enough HTTP/2 with prior knowledge: requests side by side."""
-
-    def __init__(self, endpoint: Endpoint, transport: asyncio.Transport) -> None:
-        from h2.config import H2Configuration
-        from h2.connection import H2Connection
-
-        self._endpoint = endpoint
-        self._transport = transport
-        self._requests: dict[int, tuple[dict[str, str], bytearray]] = {}
-        self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="latin-1"))
-        self.h2.initiate_connection()
-        self.flush()
-
-    def data_received(self, data: bytes) -> None:
-        from h2 import events
-
-        for event in self.h2.receive_data(data):
-            match event:
-                case events.RequestReceived():
-                    self._requests[event.stream_id] = {str(name): str(value) for name, value in event.headers}, bytearray()
-                case events.DataReceived():
-                    self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                    self._requests[event.stream_id][1].extend(event.data)
-                case events.StreamEnded():
-                    headers, body = self._requests.pop(event.stream_id)
-                    request = Request(headers[":method"], headers[":path"], headers, bytes(body))
-                    self._endpoint.handle(Stream(self, event.stream_id), request)
-                case events.StreamReset():
-                    self._requests.pop(event.stream_id, None)
-        self.flush()
-
-    def flush(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(self.h2.data_to_send())
-
-
-class Stream:
-    """The answer to one request over HTTP/2."""
-
-    def __init__(self, streams: Streams, number: int) -> None:
-        self._streams = streams
-        self._number = number
-
-    def answer(self, outcome: str, script: Script) -> None:
-        if outcome in ("reset", "close"):
-            self._say(lambda: self._streams.h2.reset_stream(self._number, _INTERNAL_ERROR))
-        elif outcome != "hang":
-            self.write(int(outcome), _BODY, ((SERVED_BY, script.name), (VERSION, script.version)))
-
-    def write(self, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
-        self._say(lambda: self._streams.h2.send_headers(self._number, [(":status", str(status)), *_headers(body), *headers]))
-        self._say(lambda: self._streams.h2.send_data(self._number, body, end_stream=True))
-
-    def _say(self, send: Callable[[], None]) -> None:
-        from h2.exceptions import ProtocolError
-
-        # The caller may have reset the stream, or left, since it asked.
-        with contextlib.suppress(ProtocolError):
-            send()
-            self._streams.flush()
-
-
-def _headers(body: bytes) -> tuple[tuple[str, str], ...]:
-    return ("content-type", "application/json"), ("content-length", str(len(body)))
+def _http2() -> ModuleType:
+    """The module beside this one, by its path: as a script this one is in no package."""
+    if "service_http2" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("service_http2", Path(__file__).with_name("service_http2.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["service_http2"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["service_http2"]
 
 
 async def serve(script: Script) -> None:

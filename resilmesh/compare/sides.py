@@ -8,11 +8,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from resilmesh.compare.defaults import with_envoys_defaults
+from resilmesh.compare.native import native
 from resilmesh.compare.scenarios import HOST, Scenario
 from resilmesh.envoy.process import Envoy
 from resilmesh.envoy.translate import translate
@@ -21,7 +22,7 @@ from resilmesh.policy.load import load_text
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One plane's, ready for calls."""
+    """One plane's, ready for calls. ``targets`` are base URLs, of gRPC ``host:port``."""
 
     targets: list[str]
     policy: str | None = None
@@ -35,12 +36,15 @@ class Side:
     host: str = HOST
     #: Whether the services are the test bed's, which sign their answers.
     signed: bool = True
+    #: grpcio's own, as JSON.
+    service_config: str | None = None
 
 
 @contextlib.contextmanager
 def side_of(plane: str, scenario: Scenario, addresses: list[str]) -> Iterator[Side]:
     """The side of ``plane`` for services at ``addresses``; what was started for it ends with the block."""
-    endpoints = [f"http://{address}" for address in addresses]
+    scheme = "" if scenario.protocol == "GRPC" else "http://"
+    endpoints = [scheme + address for address in addresses]
     policy = scenario.policy(addresses)
     match plane:
         case "bare":
@@ -52,12 +56,16 @@ def side_of(plane: str, scenario: Scenario, addresses: list[str]) -> Iterator[Si
             with _folder() as folder:
                 edit = _Rewrite(folder / "policy.yaml")
                 edit(policy)
-                yield Side([f"http://{HOST}"], policy=policy, policy_file=str(edit.file), edit=edit)
+                yield Side([scheme + HOST], policy=policy, policy_file=str(edit.file), edit=edit)
         case "library":
-            yield Side([f"http://{HOST}"], policy=policy)
+            yield Side([scheme + HOST], policy=policy)
         case "sidecar" | "sidecar-defaults":
             with _folder() as folder, _envoy(policy, plane == "sidecar-defaults", folder if scenario.edits else None) as side:
-                yield side
+                yield replace(side, targets=[target.replace("http://", scheme) for target in side.targets])
+        case "grpc-native":
+            # One channel that knows every endpoint: what is balanced, and how, is the service config's.
+            config = native(load_text(policy).policy).service_config
+            yield Side(["ipv4:" + ",".join(addresses)], service_config=json.dumps(config))
         case _:
             raise ValueError(f"there is no plane {plane!r}")
 

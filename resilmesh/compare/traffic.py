@@ -1,7 +1,8 @@
 """The application of one plane: one process that makes the scheduled calls and notes what became of each.
 
-It is run as a script and imports only the standard library, then the client, then (in the library's planes alone)
-resilmesh: what each plane's process weighs and how long it takes to start is part of what is compared.
+It is run as a script and imports only the standard library, then the client (``traffic_http`` or ``traffic_grpc``), then
+(in the library's planes alone) resilmesh: what each plane's process weighs and how long it takes to start is part of
+what is compared.
 
     stdin   the job: one line of JSON, see ``Job``
     stdout  {"startup": seconds} once a first call was answered
@@ -15,22 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import sys
 import threading
 import time
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 #: Time limit of the client itself, in every plane: far above anything a scenario scripts.
 CLIENT_TIMEOUT = 10.0
 WARM_UP = "warm-up"
 
-#: Where an answer was made without a service, its body says why, in Envoy's words; the library answers alike.
-_LOCAL_BODIES = (
+#: Where an answer was made without a service, its body (of gRPC its details) says why, in Envoy's words; the library answers alike.
+_LOCAL_TEXTS = (
     ("reset reason: overflow", "limit reached"),
     ("no healthy upstream", "no healthy endpoint"),
     ("local_rate_limited", "rate limited"),
@@ -39,37 +41,33 @@ _LOCAL_BODIES = (
     ("remote connection failure", "connect failure"),
     ("reset reason:", "reset"),
 )
-_LOCAL_BODY_BYTES = 400
 #: Of these, the ones for which nothing was sent.
 REFUSALS = frozenset({"limit reached", "circuit open", "no healthy endpoint", "rate limited"})
-_EXCEPTIONS = {
-    "ConnectError": "connect failure", "ConnectTimeout": "connect failure", "ReadTimeout": "deadline", "WriteTimeout": "deadline",
-    "PoolTimeout": "client's pool exhausted", "ReadError": "reset", "WriteError": "reset", "RemoteProtocolError": "reset",
-}
-
 
 #: What the library's own events say, in the order in which they are told: of the state of a service, not of single calls.
 WATCHED = frozenset({"circuit_changed", "endpoint_ejected", "endpoint_returned", "policy_applied"})
-#: Whether an open circuit refused the call that this thread or task has just made: the answer is that of a reached limit,
-#: for want of another word of Envoy's.
-_circuit_open: ContextVar[bool] = ContextVar("circuit_open", default=False)
+#: What came of a call: its status (of gRPC the name of its code), the headers or metadata, what it says, and why no service
+#: answered, as far as the client knows.
+Came = tuple[int | str, Mapping[str, str], str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What one process of one plane's client has to do."""
 
-    #: ``httpx``, ``httpx-async``, ``httpx2`` or ``httpx2-async``.
+    #: One of ``CLIENTS`` or ``GRPC_CLIENTS`` of ``resilmesh.compare.planes``.
     client: str
-    #: Base URLs, used in turn; the library and the sidecar have one, which stands for the service.
+    #: Base URLs, of gRPC targets, used in turn; the library and the sidecar have one, which stands for the service.
     targets: list[str]
-    #: The Host header of every call.
+    #: The Host header, or the authority, of every call.
     host: str
     #: ``(number, due, method, path)`` of each call, ``due`` in seconds of the run; None: as soon as a worker is free.
+    #: The method of a gRPC call is ``unary`` or ``stream``.
     schedule: list[tuple[int, float | None, str, str]]
     workers: int
-    #: Calls that open connections and fill caches before the run.
+    #: Calls that open connections and fill caches before the run, and what they call: method and path.
     warm_up: int
+    first: tuple[str, str]
     #: Monotonic seconds at which this process was started.
     spawned: float
     #: The policy's text in the library's planes, and a file with it where it is edited during the run.
@@ -85,6 +83,10 @@ class Job:
     watched: bool = False
     #: Whether the services sign their answers, as those of the test bed do. Others get the calls of the schedule and nothing else.
     signed: bool = True
+    #: Of the client itself, in seconds.
+    timeout: float = CLIENT_TIMEOUT
+    #: For grpcio itself to decide by, as JSON.
+    service_config: str | None = None
 
 
 @dataclass(slots=True)
@@ -96,51 +98,61 @@ class Happened:
     detail: dict[str, Any]
 
 
-class Client:
-    """One kind of client, bare or with the library's transport; everything else about it is equal."""
+class Client(Protocol):
+    """One kind of client. ``request`` gives a response, or its awaitable, or raises ``failure``; ``came`` says what it was."""
+
+    failure: type[Exception]
+    texts: tuple[tuple[str, str], ...]
+
+    def request(self, number: int, method: str, path: str, name: str) -> Any: ...
+    def came(self, response: Any, error: Exception | None) -> Came: ...
+
+
+class Application:
+    """The client with its policy, and what the library tells of its decisions."""
 
     def __init__(self, job: Job) -> None:
-        library, _, style = job.client.partition("-")
-        http = importlib.import_module(library)
-        kind = "Async" if style else ""
-        options = {
-            "limits": http.Limits(max_connections=None, max_keepalive_connections=None), "trust_env": False,
-            "http1": not job.http2, "http2": job.http2,
-        }
         self.mesh = None if job.policy is None else _mesh(job.policy, job)
         self.events: list[Any] = []
         if self.mesh is not None and job.watched:
             self.mesh.subscribe(self._observe)
-        if self.mesh is None:
-            transport = getattr(http, f"{kind}HTTPTransport")(**options)
-        else:
-            adapter = importlib.import_module("resilmesh.http")
-            transport = getattr(adapter, f"{kind}Transport")(self.mesh, **options)
-        self._client = getattr(http, f"{kind}Client")(transport=transport, timeout=CLIENT_TIMEOUT, trust_env=False)
-        self._targets = job.targets
-        self._host = job.host
+        self._client = _client(job, self.mesh)
+        self.failure = self._client.failure
         self._signed = job.signed
-        self._warm_up = ("GET", "/warm-up") if job.signed or not job.schedule else job.schedule[0][2:]
-        #: What a call of this client raises when there is no response.
-        self.failure: type[Exception] = http.TransportError
+        self._texts = (*_LOCAL_TEXTS, *self._client.texts)
+        self._first = job.first
 
     def _observe(self, event: Any) -> None:
         if event.name in WATCHED:
             self.events.append(event)
-        elif event.name == "call_rejected" and event.detail["reason"] == "CircuitOpen":
-            _circuit_open.set(True)
 
-    def request(self, number: int, method: str, path: str, name: str = "") -> Any:
+    def request(self, number: int, method: str, path: str) -> Any:
         """The response, or (from an asynchronous client) its awaitable."""
-        url = self._targets[number % len(self._targets)] + path
-        headers = {"host": self._host}
-        if self._signed:
-            headers["x-call"] = name or str(number)
-        return self._client.request(method, url, headers=headers)
+        return self._client.request(number, method, path, str(number))
 
     def warm_up(self, number: int) -> Any:
         """A call that is not counted."""
-        return self.request(number, *self._warm_up, WARM_UP)
+        return self._client.request(number, *self._first, WARM_UP)
+
+    def outcome(self, response: Any, error: Exception | None) -> tuple[int | str, str, str, str]:
+        """Status, version and name of the endpoint, and why no service answered."""
+        status, headers, text, word = self._client.came(response, error)
+        if "x-served-by" in headers:
+            return status, headers["x-version"], headers["x-served-by"], ""
+        unknown = f"{status} {text[:60]}" if self._signed else ""
+        return status, "", "", word or next((word for said, word in self._texts if said in text), unknown)
+
+
+def _client(job: Job, mesh: Any) -> Client:
+    """Of the module beside this one, by its path: as a script this one is in no package."""
+    name = "traffic_grpc" if job.client.startswith("grpcio") else "traffic_http"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    client: Client = module.Client(job, mesh)
+    return client
 
 
 def _mesh(policy: str, job: Job) -> Any:
@@ -165,7 +177,8 @@ class Note:
     late: float
     #: From when it was due, so that a queue in the client is not hidden.
     latency: float
-    status: int
+    #: Of HTTP a number, 0 without an answer; of gRPC the name of a code.
+    status: int | str
     version: str
     #: Name of the endpoint that answered; empty when none did.
     endpoint: str
@@ -189,10 +202,9 @@ class Told:
 class Run:
     """The workers' shared state: which call is next, and the notes."""
 
-    def __init__(self, client: Client, job: Job, epoch: float) -> None:
-        self._client = client
+    def __init__(self, application: Application, job: Job, epoch: float) -> None:
+        self._application = application
         self._epoch = epoch
-        self._signed = job.signed
         self._schedule = iter(job.schedule)
         self._lock = threading.Lock()
         self.notes: list[Note] = []
@@ -209,13 +221,13 @@ class Run:
         now = time.monotonic()
         if waited and due is not None:
             self.overslept.append(now - self._epoch - due)
-        _circuit_open.set(False)
         return now
 
     def _note(self, number: int, due: float | None, began: float, response: Any, error: Exception | None) -> None:
         ended = time.monotonic()
         planned = began if due is None else self._epoch + due
-        self.notes.append(Note(number, planned - self._epoch, began - planned, ended - planned, *_outcome(response, error, self._signed)))
+        outcome = self._application.outcome(response, error)
+        self.notes.append(Note(number, planned - self._epoch, began - planned, ended - planned, *outcome))
 
     def work(self) -> None:
         """One worker of a blocking client."""
@@ -226,8 +238,8 @@ class Run:
             began = self._begin(due, wait)
             response = error = None
             try:
-                response = self._client.request(number, method, path)
-            except self._client.failure as failure:
+                response = self._application.request(number, method, path)
+            except self._application.failure as failure:
                 error = failure
             self._note(number, due, began, response, error)
 
@@ -240,45 +252,30 @@ class Run:
             began = self._begin(due, wait)
             response = error = None
             try:
-                response = await self._client.request(number, method, path)
-            except self._client.failure as failure:
+                response = await self._application.request(number, method, path)
+            except self._application.failure as failure:
                 error = failure
             self._note(number, due, began, response, error)
 
     def told(self, cpu: float) -> Told:
-        mesh = self._client.mesh
-        events = [Happened(event.at - self._epoch, event.name, event.detail) for event in self._client.events]
+        mesh = self._application.mesh
+        events = [Happened(event.at - self._epoch, event.name, event.detail) for event in self._application.events]
         return Told(
             [astuple(note) for note in self.notes], cpu, self.overslept, [astuple(event) for event in events],
             None if mesh is None else mesh.snapshot(),
         )
 
 
-def _outcome(response: Any, error: Exception | None, signed: bool) -> tuple[int, str, str, str]:
-    """Status, version and name of the endpoint, and why no service answered."""
-    if response is None:
-        return 0, "", "", _EXCEPTIONS.get(type(error).__name__, type(error).__name__)
-    headers = response.headers
-    if "x-served-by" in headers:
-        return response.status_code, headers["x-version"], headers["x-served-by"], ""
-    if _circuit_open.get():
-        return response.status_code, "", "", "circuit open"
-    # What the library and Envoy say themselves is short; a page of somebody's service may hold any words.
-    body = response.text if len(response.content) < _LOCAL_BODY_BYTES else ""
-    unknown = f"{response.status_code} {body[:60]}" if signed else ""
-    return response.status_code, "", "", next((word for text, word in _LOCAL_BODIES if text in body), unknown)
-
-
 def drive(job: Job) -> None:
     """The whole of a blocking client's process."""
-    client = Client(job)
+    application = Application(job)
     for number in range(job.warm_up):
         # An endpoint may refuse even these, by script.
-        with contextlib.suppress(client.failure):
-            client.warm_up(number)
+        with contextlib.suppress(application.failure):
+            application.warm_up(number)
         if number == 0:
             _say({"startup": time.monotonic() - job.spawned})
-    run = Run(client, job, _begin())
+    run = Run(application, job, _begin())
     cpu = time.process_time()
     threads = [threading.Thread(target=run.work) for _ in range(job.workers - 1)]
     for thread in threads:
@@ -293,13 +290,13 @@ def drive(job: Job) -> None:
 
 async def drive_async(job: Job) -> None:
     """The whole of an asynchronous client's process."""
-    client = Client(job)
+    application = Application(job)
     for number in range(job.warm_up):
-        with contextlib.suppress(client.failure):
-            await client.warm_up(number)
+        with contextlib.suppress(application.failure):
+            await application.warm_up(number)
         if number == 0:
             _say({"startup": time.monotonic() - job.spawned})
-    run = Run(client, job, _begin())
+    run = Run(application, job, _begin())
     cpu = time.process_time()
     await asyncio.gather(*(run.work_async() for _ in range(job.workers)))
     _report(run.told(time.process_time() - cpu))

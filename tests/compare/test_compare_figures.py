@@ -373,12 +373,15 @@ def test_the_page_has_every_table_judgement_and_policy() -> None:
         assert len(widths) <= 1, block
 
 
+CALLS = (("GET", "/a"), ("GET", "/b"))
+
+
 def test_schedules_are_the_same_for_the_same_seed() -> None:
     traffic = Open(rate=200, duration=2)
-    assert traffic.schedule(1) == traffic.schedule(1)
-    assert traffic.schedule(1) != traffic.schedule(2)
-    assert len(traffic.schedule(1)) == pytest.approx(400, rel=0.2)
-    assert all(due is not None and 0 < due < 2 for due, _, _ in traffic.schedule(1))
+    assert traffic.schedule(1, CALLS) == traffic.schedule(1, CALLS)
+    assert traffic.schedule(1, CALLS) != traffic.schedule(2, CALLS)
+    assert len(traffic.schedule(1, CALLS)) == pytest.approx(400, rel=0.2)
+    assert all(due is not None and 0 < due < 2 for due, _, _ in traffic.schedule(1, CALLS))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)

@@ -167,7 +167,7 @@ def test_calls_go_to_the_endpoints_as_written_under_the_urls_host(service: Servi
 def test_without_endpoints_and_for_a_named_service_the_target_is_called(service: Service, policy: Path) -> None:
     found = prepared(policy, f"http://{service.address}/a", path="/b?c")
     assert (found.addresses, found.authority) == ((service.address,), service.address)
-    assert found.traffic.schedule(1)[0][1:] == ("GET", "/b?c")
+    assert found.traffic.schedule(1, found.calls)[0][1:] == ("GET", "/b?c")
 
     elsewhere = Path(policy).with_name("elsewhere.yaml")
     elsewhere.write_text(POLICY.replace("ADDRESS", "10.255.255.1:80"))
