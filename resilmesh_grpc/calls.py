@@ -280,8 +280,8 @@ class StreamReader(Exchange):
     """A call with a stream of responses."""
 
     __slots__ = (
-        "_by_metadata", "_callbacks", "_claim", "_dialled", "_idle", "_once", "_reading_since", "_step", "_turn", "_waker", "cancelled",
-        "failure", "first", "native", "opened", "over", "stand_ins", "timer",
+        "_by_metadata", "_callbacks", "_claim", "_dialled", "_finished", "_idle", "_once", "_reading_since", "_step", "_turn", "_waker",
+        "cancelled", "failure", "first", "native", "opened", "over", "stand_ins", "timer",
     )
 
     def __init__(self, *args: Any) -> None:
@@ -303,6 +303,7 @@ class StreamReader(Exchange):
         #: Who opens the stream holds it; nobody else has anything to do meanwhile but wait.
         self._turn = threading.RLock()
         self._once = threading.Lock()
+        self._finished = threading.Event()
         #: Taken by the first message, or by the end of its time: whichever comes first.
         self._claim: threading.Lock | None = None
         self._by_metadata = False
@@ -344,7 +345,9 @@ class StreamReader(Exchange):
     def _opened(self, step: Step) -> None:
         self.opened = True
         if step is RETURN and self.error is None and not self.call.over:
-            return  # the stream flows
+            if not self.native.is_active():  # its end came with its first message, while nobody else could see to it
+                self.ended()
+            return
         reason = self.falls_back(step)
         error: BaseException | None = Cancelled() if self.cancelled else self.outcome(step)
         if error is not None and reason is not None:
@@ -490,6 +493,7 @@ class StreamReader(Exchange):
     def ended(self) -> None:
         """The stream that flowed is over: once, whoever notices first."""
         if not self._once.acquire(blocking=False):
+            self._finished.wait()  # somebody else is about to say how it ended
             return
         native, call = self.native, self.call
         code = native.code()
@@ -514,6 +518,7 @@ class StreamReader(Exchange):
         self._attempt_over()
         self.failure = failure
         self.opened = self.over = True
+        self._finished.set()
         callbacks, self._callbacks = self._callbacks, []
         _run(callbacks)
 

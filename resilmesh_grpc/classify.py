@@ -66,6 +66,7 @@ _UNSEEN_TEXTS: Final = ("RST_STREAM with error code 7", "GOAWAY received")
 _LOST_TEXTS: Final = (
     "Stream removed", "RST_STREAM", "Socket closed", "Connection reset", "Connection closed", "recvmsg", "sendmsg", "Broken pipe",
     "keepalive watchdog timeout", "ping timeout", "No status received", "Transport closed", "Endpoint closing",
+    "Internal error from Core",  # what grpc.aio makes of any status that comes while it is still writing
 )
 _OWN_TEXTS: Final = (
     "Exception serializing request!", "Exception iterating requests!", "Locally cancelled by application!", "Channel closed", "CLIENT: ",

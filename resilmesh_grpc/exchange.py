@@ -160,7 +160,7 @@ class Exchange:
         self.until = until
         last = call.deadline if self.method.streams_responses else until
         return (
-            None if last == INFINITY else max(0.0, last - now) + _SLACK,
+            None if last == INFINITY else last - now + _SLACK if last > now else 0.0,
             self._metadata if call.number == 1 else self._repeated(call),
         )
 

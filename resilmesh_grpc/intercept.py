@@ -50,8 +50,8 @@ def target_of(channel: Any) -> str:
     found: Any = channel
     while isinstance(found, grpc.Channel | grpc.aio.Channel) and getattr(found, "_channel", None) is not None:
         found = getattr(found, "_channel")  # noqa: B009  # an intercepted channel, grpc's own, and at last that of its C core
-    ask = getattr(found, "target", None)
-    text = ask() if ask is not None else getattr(channel, "_target", None)
+    text = getattr(found, "target", None)
+    text = text() if callable(text) else text
     if not text:
         raise ValueError(f"{channel!r} does not say what it is for: pass target='host:port', or the name of a service of the policy")
     return text.decode() if isinstance(text, bytes) else str(text)

@@ -40,8 +40,16 @@ def _text(value: Any) -> str:
 
 def changed(metadata: Metadata | None, edit: HeaderEdit) -> list[tuple[str, Any]]:
     """Metadata with the policy's changes to request headers."""
-    pairs: list[Any] = [(name.encode(), value) for name, value in metadata or ()]  # the values are passed on as they are
-    return [
-        (name.decode(), value.decode("latin-1") if hasattr(value, "decode") and not name.endswith(b"-bin") else value)
-        for name, value in edit(pairs)
-    ]
+    pairs: list[Any] = [(name.encode(), value) for name, value in metadata or ()]  # their values are passed on as they are
+    put = edit([])
+    kept = edit(pairs)
+    return [(name.decode(), value) for name, value in kept[:len(kept) - len(put)]] + [_written(name, value) for name, value in put]
+
+
+def _written(name: bytes, value: bytes) -> tuple[str, Any]:
+    """A value of the policy, which is written as it is sent: grpcio encodes what is binary itself."""
+    if not name.endswith(b"-bin"):
+        return name.decode(), value.decode("latin-1")
+    from base64 import b64decode
+
+    return name.decode(), b64decode(value + b"=" * (-len(value) % 4))

@@ -10,13 +10,14 @@ holds its slot until it is done with what it does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from resilmesh.drive.context import DEADLINE
-from resilmesh.drive.sync import rest
+from resilmesh.drive.sync import pause
 from resilmesh.engine.call import RAISE, SLEEP, WAIT
 from resilmesh_grpc.serving import HEALTH, Serving, wrapped
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from resilmesh.clock import Lend
-    from resilmesh.engine.call import Call, Step
+    from resilmesh.engine.call import Call
     from resilmesh.mesh import Mesh
 
 Behaviour = Callable[..., Any]
@@ -35,14 +36,15 @@ Watch = Callable[[Callable[[], None]], object]
 class SyncServing(Serving):
     """A served call in its thread. ``with`` it the handler runs, once the policy has let the call through."""
 
-    __slots__ = ("_busy", "_gone", "_outer", "_waker", "_watch")
+    __slots__ = ("_busy", "_outer", "_waker", "_watch", "gone")
 
     def __init__(self, mesh: Mesh, context: Any, watch: Watch) -> None:
         super().__init__(mesh, context)
         self._watch = watch
         self._waker: Callable[[], object] | None = None
-        #: The RPC is over, and: the handler is at work. Each is set before the other is looked at, so one side sees both.
-        self._gone = self._busy = False
+        #: The RPC is over, so that nobody wants what the handler says; and: the handler is at work. Whoever sets one of
+        #: them looks at the other after that, so at least one of two threads sees both.
+        self.gone = self._busy = False
 
     # ---------------------------------------------------------------------------------------- to be let in
 
@@ -53,11 +55,11 @@ class SyncServing(Serving):
             return
         if self._watch(self._left) is False:
             self._left()
-        step: Step = call.start(self.monotonic())
+        step = call.start(self.monotonic())
         while step is SLEEP or step is WAIT:
-            step = rest(call, step, self)
+            step = pause(call, step, self)
         self._busy = True
-        if self._gone:
+        if self.gone:
             self._give_up(call)
         if step is RAISE:
             self.context.abort(*self.refusal(call))
@@ -67,7 +69,7 @@ class SyncServing(Serving):
 
     def _left(self) -> None:
         """The RPC is over, on the thread that noticed."""
-        self._gone = True
+        self.gone = True
         if not self._busy and self.call is not None:
             self.call.abandon(self.monotonic())
         if self._waker is not None:
@@ -76,6 +78,8 @@ class SyncServing(Serving):
     def _give_up(self, call: Call) -> None:
         """Nobody waits for the call any more. Raises, without a word in the log."""
         call.abandon(self.monotonic())
+        if not hasattr(self.context, "is_active"):  # grpc.aio's, which must not be touched when its call is over
+            raise CancelledError
         self.context.abort(grpc.StatusCode.CANCELLED, "the caller is gone")
 
     # What the loop needs of a clock, whose waits end when the caller is gone as well.
@@ -92,27 +96,27 @@ class SyncServing(Serving):
     def _lend(self, lend: Lend, waker: Callable[[], object]) -> None:
         self._waker = waker
         lend(waker)
-        if self._gone:
+        if self.gone:
             waker()
 
     # ----------------------------------------------------------------------------------------- to be served
 
     def __enter__(self) -> SyncServing:
         self.admit()
-        self.resume()
+        self.take_up()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.pause()
+        self.lay_down()
         self.done(error)
 
-    def resume(self) -> None:
-        """The handler is at work from here on, under the deadline that it left there when it paused."""
+    def take_up(self) -> None:
+        """The handler is at work from here on, under the deadline that it left when it stopped."""
         self._busy = True
         self._outer = DEADLINE.get()
         DEADLINE.set(self.inside)
 
-    def pause(self) -> None:
+    def lay_down(self) -> None:
         """The handler has stopped, for now or for good."""
         self.inside = DEADLINE.get()
         DEADLINE.set(self._outer)
@@ -120,7 +124,102 @@ class SyncServing(Serving):
         if self.gone and self.call is not None:
             self.call.abandon(self.monotonic())
 
-    @property
-    def gone(self) -> bool:
-        """Whether the RPC is over: nobody wants what the handler says."""
-        return self._gone
+    def done(self, error: BaseException | None) -> None:
+        if error is not None and self.call is not None and not getattr(self.context, "is_active", lambda: True)():
+            # A handler that reads requests gets an exception when the caller leaves, maybe before anybody says so here.
+            self.call.abandon(self.monotonic())
+        super().done(error)
+
+
+class Responses:
+    """The messages of a streaming handler, each made in the call's thread, when grpc asks for it."""
+
+    __slots__ = ("_behaviour", "_messages", "_request", "_serving")
+
+    def __init__(self, serving: SyncServing, behaviour: Behaviour, request: Any) -> None:
+        self._serving = serving
+        self._behaviour = behaviour
+        self._request = request
+        self._messages: Iterator[Any] | None = None
+
+    def __iter__(self) -> Responses:
+        return self
+
+    def __next__(self) -> Any:
+        serving = self._serving
+        if self._messages is None:
+            serving.admit()
+        elif serving.gone:  # the call has been given up, and its slot with it: what the handler does now is for nobody
+            raise StopIteration
+        serving.take_up()
+        try:
+            if self._messages is None:
+                self._messages = iter(self._behaviour(self._request, serving.context))
+            message = next(self._messages)
+        except BaseException as error:
+            serving.lay_down()
+            serving.done(None if isinstance(error, StopIteration) else error)
+            raise
+        serving.lay_down()
+        serving.message()
+        return message
+
+
+def policed(mesh: Mesh, behaviour: Behaviour, streams: bool, watch: Watch | None = None) -> Behaviour:
+    """A synchronous handler's behaviour under the policy. ``watch``: absent, the context's own ``add_callback``."""
+    serve: Behaviour
+    if not streams:
+        def serve(request: Any, context: Any) -> Any:
+            with SyncServing(mesh, context, watch or context.add_callback):
+                return behaviour(request, context)
+    elif getattr(behaviour, "experimental_non_blocking", False):
+        serve = partial(_without_waiting, mesh, behaviour)
+    else:
+        def serve(request: Any, context: Any) -> Any:
+            return Responses(SyncServing(mesh, context, watch or context.add_callback), behaviour, request)
+    return wraps(behaviour)(serve)
+
+
+def _without_waiting(mesh: Mesh, behaviour: Behaviour, request: Any, context: Any, send: Callable[[Any], object]) -> None:
+    """A handler that returns at once and sends its messages from elsewhere, as the health service's Watch does."""
+    serving = SyncServing(mesh, context, context.add_callback)
+    serving.admit()
+
+    def pass_on(message: Any) -> None:
+        if message is None:
+            serving.done(None)
+        else:
+            serving.message()
+        send(message)
+
+    serving.take_up()
+    try:
+        behaviour(request, context, pass_on)
+    except BaseException as error:
+        serving.lay_down()
+        serving.done(error)
+        raise
+    serving.lay_down()
+
+
+class _Interceptor(grpc.ServerInterceptor):
+    def __init__(self, mesh: Mesh, *, health: bool) -> None:
+        self._mesh = mesh
+        self._health = health
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or (not self._health and details.method.startswith(HEALTH)):
+            return handler
+        return wrapped(handler, partial(policed, self._mesh))
+
+
+def server_interceptor(mesh: Mesh, *, health: bool = False) -> grpc.ServerInterceptor:
+    """What makes a ``grpc.server`` keep the policy's ``inbound`` block, and its handlers their caller's deadline.
+
+    Whatever a handler calls through the library, over gRPC, HTTP or as a guarded function, gets no more time than is left of the
+    call that is served. A call that is refused ends in RESOURCE_EXHAUSTED (rateLimit, with ``grpc-retry-pushback-ms``;
+    concurrency), DEADLINE_EXCEEDED, or the status of an injected fault, and its handler does not run. ``health``: whether this
+    holds for the health service (``grpc.health.v1.Health``) too. A new policy holds from the next call on.
+    """
+    return _Interceptor(mesh, health=health)

@@ -79,7 +79,7 @@ class Serving:
         if error.retry_after is not None:
             pushback = ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000)))
             # The context of a synchronous handler under grpc.aio does not say what there is already.
-            already = getattr(self.context, "trailing_metadata", tuple)() or ()
+            already: tuple[Any, ...] = getattr(self.context, "trailing_metadata", tuple)() or ()
             self.context.set_trailing_metadata((*already, pushback))
         # For want of a slot it is as grpcio's own maximum_concurrent_rpcs says; a caller's limit (UNAVAILABLE) is another matter.
         exhausted = isinstance(error, ConcurrencyExceeded)

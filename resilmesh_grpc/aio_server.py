@@ -1,0 +1,109 @@
+"""The policy's ``inbound`` block, and the caller's deadline, in a ``grpc.aio.server``.
+
+    server = grpc.aio.server(interceptors=[resilmesh_grpc.aio_server_interceptor(mesh)])
+
+A call waits in the task of its handler, which grpc cancels when the client goes away: everything ends at once. A handler that is no
+coroutine runs in a thread, as grpc has it, and there like one of a ``grpc.server``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from functools import partial, wraps
+from inspect import isasyncgenfunction, iscoroutinefunction
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from resilmesh.drive.aio import pause
+from resilmesh.drive.context import DEADLINE, unset
+from resilmesh.engine.call import RAISE, SLEEP, WAIT
+from resilmesh_grpc.server import policed as policed_in_thread
+from resilmesh_grpc.serving import HEALTH, Serving, wrapped
+
+if TYPE_CHECKING:
+    from contextvars import Token
+    from types import TracebackType
+
+    from resilmesh.engine.call import Call
+    from resilmesh.mesh import Mesh
+
+Behaviour = Callable[..., Any]
+
+
+class AioServing(Serving):
+    """A served call in its task. ``async with`` it the handler runs, once the policy has let the call through."""
+
+    __slots__ = ("_token",)
+    _token: Token[float]
+
+    async def __aenter__(self) -> AioServing:
+        if self.call is not None:
+            await self._admit(self.call)
+        self._token = DEADLINE.set(self.inside)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        unset(self._token)
+        self.done(error)
+
+    async def _admit(self, call: Call) -> None:
+        """Wait for leave to serve the call. Where there is none the call is aborted, as a handler would do it."""
+        # grpc drops the generator of a stream whose caller went away, and does not close it.
+        self.context.add_done_callback(lambda context: call.abandon(self.clock.monotonic()))
+        try:
+            step = call.start(self.clock.monotonic())
+            while step is SLEEP or step is WAIT:
+                step = await pause(call, step, self.clock)
+        except BaseException:
+            call.abandon(self.clock.monotonic())
+            raise
+        if step is RAISE:
+            await self.context.abort(*self.refusal(call))
+        drilled = self.drilled(call)
+        if drilled is not None:
+            await self.context.abort(*drilled)
+
+
+def policed(mesh: Mesh, behaviour: Behaviour, streams: bool) -> Behaviour:
+    """A handler's behaviour under the policy, of the kind that grpc takes it for: it looks at what the function is."""
+    serve: Behaviour
+    if isasyncgenfunction(behaviour):
+        async def serve(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with AioServing(mesh, context) as serving, aclosing(behaviour(request, context)) as messages:
+                async for message in messages:
+                    serving.message()
+                    yield message
+    elif iscoroutinefunction(behaviour):
+        async def serve(request: Any, context: Any) -> Any:
+            async with AioServing(mesh, context):
+                return await behaviour(request, context)
+    else:
+        return policed_in_thread(mesh, behaviour, streams, _end_of_rpc())
+    return wraps(behaviour)(serve)
+
+
+def _end_of_rpc() -> Callable[[Callable[[], None]], object]:
+    """Has what it is given called when the RPC of this task is over. The context of a handler in a thread does not tell."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    return lambda left: loop.call_soon_threadsafe(task.add_done_callback, lambda _: left())
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):
+    def __init__(self, mesh: Mesh, *, health: bool) -> None:
+        self._mesh = mesh
+        self._health = health
+
+    async def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or (not self._health and details.method.startswith(HEALTH)):
+            return handler
+        return wrapped(handler, partial(policed, self._mesh))
+
+
+def aio_server_interceptor(mesh: Mesh, *, health: bool = False) -> grpc.aio.ServerInterceptor:
+    """``server_interceptor`` for a ``grpc.aio.server``."""
+    return _Interceptor(mesh, health=health)
