@@ -67,8 +67,8 @@ def test_check_prints_every_mistake_of_every_file(capsys: pytest.CaptureFixture[
     assert main(["check", *files]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{files[0]}:8:14: RM104 mode: 'on' is not known (one of ENFORCE, OBSERVE, OFF)"
-    assert lines[6].startswith(f"{files[1]}:6:49: RM412 ")
-    assert lines[7] == "missing.yaml: RM001 cannot read the policy: No such file or directory"
+    assert lines[6].startswith(f"{files[1]}:7:49: RM412 ")
+    assert lines[8] == "missing.yaml: RM001 cannot read the policy: No such file or directory"
     assert lines[8:] == ["3 files: 7 errors, 1 warning"]
 
 
