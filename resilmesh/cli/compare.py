@@ -18,24 +18,31 @@ from typing import Any
 
 from resilmesh.compare import html, machine, own, report
 from resilmesh.compare.markdown import page
-from resilmesh.compare.planes import CLIENTS, PLANES, SIDECAR, client_version, envoy_version, missing
+from resilmesh.compare.planes import CLIENTS, GRPC_CLIENTS, GRPC_PLANES, NATIVE, SIDECAR, client_version, envoy_version, missing
 from resilmesh.compare.progress import Progress
 from resilmesh.compare.run import BEHAVIOUR_ROUNDS, COST_ROUNDS, Result, Settings, compare, expected_seconds, steps
-from resilmesh.compare.scenarios import SCENARIOS
+from resilmesh.compare.scenarios import SCENARIOS, Scenario
+from resilmesh.compare.scenarios_grpc import GRPC_SCENARIOS
 from resilmesh.errors import ResilmeshError
+
+#: By the word of ``--protocol``: its name, and the client that makes its calls unless the user says which.
+_PROTOCOLS = {"http": ("HTTP/1.1", "httpx"), "http2": ("HTTP/2", "httpx-async"), "grpc": ("gRPC", "grpcio")}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    names = [scenario.name for scenario in SCENARIOS]
+    names = list(dict.fromkeys(scenario.name for scenario in (*SCENARIOS, *GRPC_SCENARIOS)))
     parser.add_argument(
-        "--client", choices=CLIENTS, help="what makes the calls, in every plane (default: httpx, for HTTP/2 httpx-async)")
+        "--client", choices=(*CLIENTS, *GRPC_CLIENTS),
+        help="what makes the calls, in every plane (default: httpx, for HTTP/2 httpx-async, for gRPC grpcio)")
     parser.add_argument(
-        "--protocol", choices=("http", "http2", "grpc"), default="http", help="of every call: http is HTTP/1.1 (default: http)")
+        "--protocol", choices=tuple(_PROTOCOLS), default="http",
+        help="of every call: http is HTTP/1.1, grpc is unary calls and streams of responses (default: http)")
     parser.add_argument(
         "--only", metavar="NAMES", action="append", type=_some_of(names),
-        help=f"these scenarios, with commas or repeated: {', '.join(names)}")
+        help=f"these scenarios, with commas or repeated: {', '.join(names)} (the last three with --protocol grpc)")
     parser.add_argument(
-        "--planes", metavar="NAMES", action="append", type=_some_of(PLANES), help=f"these planes, likewise: {', '.join(PLANES)}")
+        "--planes", metavar="NAMES", action="append", type=_some_of(GRPC_PLANES),
+        help=f"these planes, likewise: {', '.join(GRPC_PLANES)} (the last with --protocol grpc)")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals, failures and choices (default: 1)")
     parser.add_argument(
         "--rounds", type=_at_least_one,
@@ -44,7 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", metavar="FILE", type=_writable, help="write it as a page for people, too")
     parser.add_argument("--html", metavar="FILE", type=_writable, help="write it as one page with charts, which needs nothing else")
     parser.add_argument("--from", metavar="FILE", dest="report", type=Path, help="with --html: run nothing, show this report of --json")
-    _add_own(parser.add_argument_group("your own policy and service"))
+    _add_own(parser.add_argument_group("your own policy and service, over HTTP"))
 
 
 def _add_own(own: argparse._ArgumentGroup) -> None:
@@ -104,31 +111,28 @@ def run(options: argparse.Namespace) -> int:
     """Compare, print as it goes, write the files at the end. 0 when it ran, whatever the planes did; 2 when it could not."""
     if options.report is not None:
         return _show_again(options)
+    protocol, default = _PROTOCOLS[options.protocol]
     if options.client is None:
-        options.client = "httpx-async" if options.protocol == "http2" else "httpx"
-    if client_version(options.client) is None:
-        library = options.client.partition("-")[0]
-        return _refuse(f"{library} is not installed: pip install 'resilmesh[{library}]'")
-    if options.protocol == "grpc":
-        return _refuse("--protocol grpc: gRPC calls are not governed by this version, so there is nothing to compare")
-    if options.protocol == "http2" and importlib.util.find_spec("h2") is None:
-        return _refuse("--protocol http2: h2 is not installed: pip install 'httpx[http2]'")
-    if options.protocol == "http2" and not options.client.endswith("-async"):
-        return _refuse("--protocol http2: blocking clients lose calls when threads share an HTTP/2 connection; take --client httpx-async")
+        options.client = default
+    if (why := _unfit(options)) is not None:
+        return _refuse(why)
     if options.policy is not None or options.target is not None or options.service is not None:
         return _run_own(options)
     lacking = {plane: remedy for plane, remedy in missing().items() if _wanted(plane, options.planes)}
     settings = Settings(
-        scenarios=[
-            scenario if options.protocol == "http" else replace(scenario, protocol="HTTP2")
-            for scenario in SCENARIOS if _wanted(scenario.name, options.only)
+        scenarios=[scenario for scenario in _scenarios(options.protocol) if _wanted(scenario.name, options.only)],
+        planes=[
+            plane for plane in GRPC_PLANES
+            if plane not in lacking and _wanted(plane, options.planes) and (plane != NATIVE or options.protocol == "grpc")
         ],
-        planes=[plane for plane in PLANES if plane not in lacking and _wanted(plane, options.planes)],
-        client=options.client, seed=options.seed, rounds=options.rounds,
-        protocol="HTTP/1.1" if options.protocol == "http" else "HTTP/2", command=shlex.join(["resilmesh", *sys.argv[1:]]),
+        client=options.client, seed=options.seed, rounds=options.rounds, protocol=protocol,
+        command=shlex.join(["resilmesh", *sys.argv[1:]]),
     )
     if not settings.planes:
-        return _refuse("; ".join(f"{plane}: {remedy}" for plane, remedy in lacking.items()))
+        return _refuse("; ".join(f"{plane}: {remedy}" for plane, remedy in lacking.items()) or f"{NATIVE} is a plane of --protocol grpc")
+    settings = replace(settings, scenarios=[scenario for scenario in settings.scenarios if settings.planes_of(scenario)])
+    if not settings.scenarios:
+        return _refuse(f"none of these scenarios runs on {', '.join(settings.planes)} over {protocol}: leave --planes out, or --only")
     envoy = None if SIDECAR in missing() else envoy_version()
     here = machine.describe()
     started, began = datetime.now(UTC), time.monotonic()
@@ -145,6 +149,30 @@ def run(options: argparse.Namespace) -> int:
         settings, results, lacking, envoy, here, started.strftime("%Y-%m-%dT%H:%M:%SZ"), time.monotonic() - began)
     _write(options, told, results)
     return 0
+
+
+def _unfit(options: argparse.Namespace) -> str | None:
+    """Why these options do not go together, or what is not installed; None when all is well."""
+    protocol, client = options.protocol, options.client
+    if (protocol == "grpc") != (client in GRPC_CLIENTS):
+        fit = GRPC_CLIENTS if protocol == "grpc" else CLIENTS
+        return f"--protocol {protocol}: {client} does not speak it; take --client {' or '.join(fit)}"
+    if client_version(client) is None:
+        library = client.partition("-")[0]
+        return f"{library} is not installed: pip install 'resilmesh[{'grpc' if protocol == 'grpc' else library}]'"
+    if protocol != "http" and importlib.util.find_spec("h2") is None:
+        return f"--protocol {protocol}: h2 is not installed: pip install {'h2' if protocol == 'grpc' else repr('httpx[http2]')}"
+    if protocol == "http2" and not client.endswith("-async"):
+        return "--protocol http2: blocking clients lose calls when threads share an HTTP/2 connection; take --client httpx-async"
+    if protocol == "grpc" and options.policy is not None:
+        return f"--protocol grpc: {own.NO_OWN_GRPC}"
+    return None
+
+
+def _scenarios(protocol: str) -> Sequence[Scenario]:
+    if protocol == "grpc":
+        return GRPC_SCENARIOS
+    return SCENARIOS if protocol == "http" else [replace(scenario, protocol="HTTP2") for scenario in SCENARIOS]
 
 
 def _write(options: argparse.Namespace, told: dict[str, Any], results: Sequence[Result]) -> None:

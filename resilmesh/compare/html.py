@@ -60,7 +60,7 @@ def _document(report: Json) -> Markup:
         element(
             "body", charts.patterns(), element("a", "Skip to the results", href="#short", class_="skip"), _header(report),
             element(
-                "main", _short(report), _how_to_read(report), _scenarios(report, anchors), _costs(report.get("cost")), _choice(report),
+                "main", _short(report), _how_to_read(report), _scenarios(report, anchors), _costs(report), _choice(report),
                 _parity(found, report), _fairness(report), _again(report), _policy_texts(report),
             ),
         ),
@@ -193,22 +193,29 @@ def _scenarios(report: Json, anchors: frozenset[str]) -> Markup:
 # ------------------------------------------------------------------------------------------- costs
 
 
-def _costs(cost: Json | None) -> Markup:
-    if cost is None:
+def _costs(report: Json) -> Markup:
+    cost, streams = report.get("cost"), report.get("cost_of_streams")
+    if cost is None and streams is None:
         return _section("costs", "Costs", element("p", "Not measured in this report: no scenario ran for the costs."))
+    return _section(
+        "costs", "Costs", *([] if cost is None else _costs_table(cost, "Costs of each plane")),
+        *([] if streams is None else [element("h3", "Of streams"), *_costs_table(streams, "Costs of each plane, for whole streams")]),
+    )
+
+
+def _costs_table(cost: Json, caption: str) -> list[Markup | None]:
     planes = cost["planes"]
     rows = [
         [f"{title}, {cost['units'][name]}", *(_cost(of_one.get(name), plane == BARE) for plane, of_one in planes.items())]
         for name, title in _FIGURES if any(of_one.get(name) for of_one in planes.values())
     ]
     rounds = cost["rounds"]
-    return _section(
-        "costs", "Costs",
+    return [
         element("p", f"From {rounds} round{'s' if rounds > 1 else ''} of {cost['calls_per_round']:,} calls each. {words.COSTS}"),
         element("p", cost.get("about") or words.WORST_CASE, class_="aside"),
         _restless(cost),
-        table("Costs of each plane", ["", *planes], rows, "costs"),
-    )
+        table(caption, ["", *planes], rows, "costs"),
+    ]
 
 
 def _cost(of_one: Json | None, base: bool) -> object:

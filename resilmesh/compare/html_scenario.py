@@ -81,13 +81,14 @@ def _script(scenario: Json) -> Markup:
     repeated = f"{rounds} round{'s' if rounds > 1 else ''} on each plane"
     traffic = f"Calls: {scenario['traffic']}; at most {scenario['workers']} at once{several}; {repeated}."
     return element(
-        "ul", element("li", traffic), *(element("li", _service(each)) for each in scenario.get("services") or ()),
+        "ul", element("li", traffic), *(element("li", _service(each, scenario.get("protocol"))) for each in scenario.get("services") or ()),
         *(element("li", f"At {mark['at_s']:g} s: {mark['what']}.") for mark in scenario.get("marks") or ()),
     )
 
 
-def _service(script: Json) -> str:
+def _service(script: Json, protocol: str | None) -> str:
     parts = []
+    overloaded = "503" if protocol != "GRPC" else "UNAVAILABLE"
     if script.get("refuses"):
         parts.append("refuses every connection")
     latency = script.get("latency") or {}
@@ -96,7 +97,9 @@ def _service(script: Json) -> str:
         parts.append(f"answers in {latency['median'] * 1000:g} ms{varying}")
     parts += [f"{percent(share)} of requests end in {outcome}" for outcome, share in (script.get("outcomes") or {}).items()]
     if script.get("capacity") is not None:
-        parts.append(f"works on {script['capacity']} at once, {script.get('queue', 0)} more wait, the next is answered 503")
+        parts.append(f"works on {script['capacity']} at once, {script.get('queue', 0)} more wait, the next is answered {overloaded}")
+    if script.get("pushback") is not None:
+        parts.append(f"asks whom it fails to come back after {script['pushback']} ms")
     for outage in script.get("outages") or ():
         parts.append(f"from {outage['start']:g} to {outage['end']:g} s "
             f"{outage.get('outcome', 'fails')}{_after(outage.get('latency') or {})}")

@@ -60,6 +60,7 @@ def _scenario(result: Result) -> str:
         f"Traffic: {what.traffic}, {what.workers} at once at most{processes}{rounds}. Policy: [below](#policy-of-{what.name}).", "",
         *_table(report.rows(result), numbers=len(result.planes)),
     ]
+    lines += ["", *(f"- {line}" for line in report.native(result))] if result.native else []
     lines += [line if not line else f"- **{line.strip()}**" for line in report.disturbed(result)]
     if result.judgements:
         lines += ["", f"Library and sidecar, {report.counted(result.judgements)}:", "", *_table(_judged(result), numbers=3)]
@@ -89,14 +90,15 @@ def _link(docs: str) -> str:
 
 def _costs(result: Result) -> str:
     assert result.costs is not None
+    worse = report.what_is_worse(result.costs, result.scenario.protocol)
     return "\n".join((
-        "## Costs", "",
-        f"From {result.rounds} interleaved rounds of steady. Medians; in brackets the ratio to bare of the same round, as",
+        f"## Costs of {result.scenario.name}", "",
+        f"From {result.rounds} interleaved rounds of {result.scenario.name}. Medians; in brackets the ratio to bare of the same round, as",
         "least-median-greatest.",
         "The services answer at once, so the ratios of latency are the worst case.", "",
         *(f"**{line.strip()}**" for line in report.restless(result.costs)),
         *_table(report.cost_rows(result.costs), numbers=len(result.costs)), "",
-        "### What the library does worse", "", *(f"{line.strip()}  " for line in report.what_is_worse(result.costs)[1:]),
+        "### What the library does worse", "", *(f"{line.strip()}  " for line in worse[1:]),
     ))
 
 

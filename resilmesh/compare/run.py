@@ -11,7 +11,8 @@ from resilmesh.compare.cost import Cost, costs
 from resilmesh.compare.judge import Judgement, judge
 from resilmesh.compare.machine import Disturbance
 from resilmesh.compare.measure import Measured, measure, spread
-from resilmesh.compare.planes import BARE, LIBRARY, PLANES, SIDECAR, Observation, observe
+from resilmesh.compare.native import Native, native
+from resilmesh.compare.planes import BARE, LIBRARY, NATIVE, PLANES, SIDECAR, Observation, observe
 from resilmesh.compare.progress import Progress
 from resilmesh.compare.scenarios import Closed, Scenario
 from resilmesh.compare.series import series
@@ -45,6 +46,10 @@ class Settings:
             return self.rounds
         return COST_ROUNDS if isinstance(scenario.traffic, Closed) else BEHAVIOUR_ROUNDS
 
+    def planes_of(self, scenario: Scenario) -> list[str]:
+        """The planes that ``scenario`` runs on: where grpcio's own config says too little of its policy, that plane is left out."""
+        return [plane for plane in self.planes if plane != NATIVE or _native(scenario).cannot is None]
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -64,6 +69,8 @@ class Result:
     disturbances: dict[str, list[Disturbance]] = field(default_factory=dict)
     #: CPU seconds of each plane's rounds, by who used them.
     cpu: dict[str, list[dict[str, float | None]]] = field(default_factory=dict)
+    #: What grpcio was given in its own words, or why nothing was; None where that plane was not asked for.
+    native: Native | None = None
 
     @property
     def rounds(self) -> int:
@@ -72,20 +79,22 @@ class Result:
 
 def steps(settings: Settings) -> int:
     """How many runs of a plane ``compare`` will make."""
-    return sum(map(settings.rounds_of, settings.scenarios)) * len(settings.planes)
+    return sum(settings.rounds_of(each) * len(settings.planes_of(each)) for each in settings.scenarios)
 
 
 def expected_seconds(settings: Settings) -> float:
     """About how long ``compare`` will take on two quiet cores."""
-    runs = sum(settings.rounds_of(each) * (each.traffic.expected_seconds + _AROUND_A_RUN) for each in settings.scenarios)
-    return runs * len(settings.planes)
+    return sum(
+        settings.rounds_of(each) * len(settings.planes_of(each)) * (each.traffic.expected_seconds + _AROUND_A_RUN)
+        for each in settings.scenarios
+    )
 
 
 def compare(settings: Settings, progress: Progress) -> Iterator[Result]:
     """Yield each scenario's result as soon as it is there."""
     for scenario in settings.scenarios:
         observed = _observe_all(settings, scenario, progress)
-        planes = {plane: measure(observed[plane], scenario) for plane in settings.planes}
+        planes = {plane: measure(rounds, scenario) for plane, rounds in observed.items()}
         judgements, notes = [], []
         if LIBRARY in planes and SIDECAR in planes:
             judgements = judge(planes[LIBRARY], planes[SIDECAR], scenario, settings.seed)
@@ -98,7 +107,12 @@ def compare(settings: Settings, progress: Progress) -> Iterator[Result]:
             spread={plane: spread(rounds, scenario) for plane, rounds in observed.items() if len(rounds) > 1},
             disturbances={plane: [each.disturbance for each in rounds] for plane, rounds in observed.items()},
             cpu={plane: [each.cpu() for each in rounds] for plane, rounds in observed.items()},
+            native=_native(scenario) if NATIVE in settings.planes else None,
         )
+
+
+def _native(scenario: Scenario) -> Native:
+    return native(load_text(scenario.policy(), scenario.policy_file).policy)
 
 
 def _observe_all(settings: Settings, scenario: Scenario, progress: Progress) -> dict[str, list[Observation]]:
@@ -107,14 +121,14 @@ def _observe_all(settings: Settings, scenario: Scenario, progress: Progress) -> 
     A round has the same seed on every plane, and another than the next round.
     """
     order = random.Random(f"{settings.seed}/{scenario.name}")  # noqa: S311  repeatable, not secret
-    observed: dict[str, list[Observation]] = {plane: [] for plane in settings.planes}
+    planes = settings.planes_of(scenario)
+    observed: dict[str, list[Observation]] = {plane: [] for plane in planes}
     rounds = settings.rounds_of(scenario)
     for number in range(rounds):
-        for plane in order.sample(settings.planes, len(settings.planes)):
+        for plane in order.sample(planes, len(planes)):
             progress.step(f"{scenario.name}: {plane}" + (f", round {number + 1} of {rounds}" if rounds > 1 else ""))
             observed[plane].append(observe(plane, scenario, client=settings.client, seed=settings.seed + number, tick=progress.tick))
-    # In the order of the planes, whatever the order of the runs.
-    return {plane: observed[plane] for plane in settings.planes}
+    return observed
 
 
 def _shown(rounds: Sequence[Observation], scenario: Scenario) -> dict[str, Any]:

@@ -212,7 +212,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(word: str, value: str, c
     assert f"there is no '{value.split(',')[1]}'; there are " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["grpc"], ["http2", "--client", "httpx"]])
+@pytest.mark.parametrize("words", [
+    ["grpc", "--client", "httpx"], ["http", "--client=grpcio"], ["http2", "--client", "httpx"], ["grpc", "--policy", "p", "--target", "t"],
+])
 def test_a_protocol_that_cannot_be_compared_is_refused_with_a_reason(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["compare", "--protocol", *words]) == 2
     assert f"resilmesh compare: --protocol {words[0]}: " in capsys.readouterr().err
