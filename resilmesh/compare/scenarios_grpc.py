@@ -20,9 +20,15 @@ _PUSHBACK = Reason(
 )
 
 
+_RESET = Reason(
+    "a stream that the service resets is UNAVAILABLE from Envoy; the library gives what grpcio says of it, which keeps the reason",
+    _DOCS, ("failures: reset",),
+)
+
+
 def _over_grpc(scenario: Scenario) -> Scenario:
     return replace(
-        scenario, protocol="GRPC", services=tuple(map(_script, scenario.services)), reasons=(*scenario.reasons, _DEADLINE),
+        scenario, protocol="GRPC", services=tuple(map(_script, scenario.services)), reasons=(*scenario.reasons, _DEADLINE, _RESET),
     )
 
 

@@ -15,7 +15,6 @@ from resilmesh import cli
 from resilmesh.compare.measure import outcome
 from resilmesh.compare.planes import BARE, GRPC_CLIENTS, GRPC_PLANES, LIBRARY, NATIVE, OFF, SIDECAR, observe
 from resilmesh.compare.progress import Progress
-from resilmesh.compare.report import reasons
 from resilmesh.compare.run import Result, Settings, compare, steps
 from resilmesh.compare.scenarios import Closed, Open, Scenario
 from resilmesh.compare.scenarios_grpc import GRPC_SCENARIOS
@@ -103,7 +102,7 @@ def test_the_code_of_a_time_out_differs_and_the_reason_stands_beside_it() -> Non
     assert result.planes[LIBRARY].failures["deadline, DEADLINE_EXCEEDED"] > 5
     assert result.planes[SIDECAR].failures["deadline, UNAVAILABLE"] > 5
     (judged,) = [each for each in result.judgements if each.figure == "failures: deadline, DEADLINE_EXCEEDED"]
-    assert "docs/how-to/compare.md#over-grpc" in [reason.docs for reason in reasons(result, judged)]
+    assert "docs/how-to/compare.md#over-grpc" in [reason.docs for reason in judged.explained_by(result.notes, result.scenario.reasons)]
 
 
 def test_the_command_reports_unary_calls_and_streams_in_every_form(
