@@ -23,7 +23,7 @@ from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import OK, Answer, Verdict
 from resilmesh_grpc import classify
 from resilmesh_grpc.errors import Cancelled
-from resilmesh_grpc.exchange import Exchange
+from resilmesh_grpc.exchange import Exchange, headers_of
 from resilmesh_grpc.timers import Timer, timers
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Blocking(Exchange):
 class PendingCall(Exchange):
     """A call with one response that nobody waits for: its steps are made as grpc and the timers call back."""
 
-    __slots__ = ("_callbacks", "_changed", "done", "failure", "native")
+    __slots__ = ("_callbacks", "_changed", "_step", "done", "failure", "native")
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -94,6 +94,8 @@ class PendingCall(Exchange):
         self.failure: Any = None
         self._changed = threading.Condition()
         self._callbacks: list[Callable[[], object]] = []
+        #: Counts what it waited for, so that a timer of an earlier wait wakes nobody.
+        self._step = 0
 
     def begin(self) -> None:
         """Make the first attempt, or see to it that it is made."""
@@ -109,13 +111,16 @@ class PendingCall(Exchange):
         if step is RETURN or step is RAISE:
             self._conclude(step)
             return
-        timers.after(max(0.0, call.wake_at - clock.monotonic()), self._wake)
+        self._step += 1
+        wake = partial(self._wake, self._step)
+        timers.after(max(0.0, call.wake_at - clock.monotonic()), wake)
         if step is WAIT:
-            # A waker may be called under somebody's lock: what it wakes runs elsewhere.
-            call.lend(lambda: timers.after(0, self._wake))
+            # A waker may be called under somebody's lock: what it wakes runs elsewhere, on the one thread of the timers.
+            call.lend(lambda: timers.after(0, wake))
 
-    def _wake(self) -> None:
-        if not self.done:
+    def _wake(self, step: int) -> None:
+        if not self.done and step == self._step:
+            self._step += 1
             self._go_on(self.call.woke(self.caller.clock.monotonic()))
 
     def _send(self, call: Call) -> None:
@@ -138,7 +143,7 @@ class PendingCall(Exchange):
             return
         if native.code() is grpc.StatusCode.OK:
             self.value = native.result()
-            answer = self.succeeded(native.initial_metadata(), native.trailing_metadata())
+            answer = self.succeeded(headers_of(native), native.trailing_metadata())
         else:
             answer = self.failed(native)
         self._go_on(self.call.answered(self.caller.clock.monotonic(), number, answer))
@@ -372,7 +377,7 @@ class StreamReader(Exchange):
                 self.first = next(native)
         except StopIteration:
             self._attempt_over()
-            return self.succeeded(native.initial_metadata(), native.trailing_metadata())
+            return self.succeeded(headers_of(native), native.trailing_metadata())
         except grpc.RpcError as error:
             struck = self._claim is not None and not self._claim.acquire(blocking=False)
             self._attempt_over()
@@ -502,7 +507,7 @@ class StreamReader(Exchange):
             self.abandon()
             failure = native
         elif code is grpc.StatusCode.OK:
-            call.ended(self.monotonic(), call.number, self.succeeded(native.initial_metadata(), native.trailing_metadata()).verdict)
+            call.ended(self.monotonic(), call.number, self.succeeded(headers_of(native), native.trailing_metadata()).verdict)
         elif self._idle:
             failure = self.idled()
             call.ended(self.monotonic(), call.number, Verdict.FAILURE)

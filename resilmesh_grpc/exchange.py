@@ -40,6 +40,9 @@ CodeFallback = Callable[[str, Any, BaseException], Any]
 #: Seconds that grpc's own deadline is later than ours, so that what it ends is over by our clock too.
 _SLACK: Final = 0.001
 
+#: A time-out that has passed: grpc ends the call at once, where 0 would be a race with the answer.
+_LONG_AGO: Final = -1.0
+
 
 class Caller:
     """What the calls of one channel share: whom they are for, by whose policy, and over which sub-channels."""
@@ -160,7 +163,7 @@ class Exchange:
         self.until = until
         last = call.deadline if self.method.streams_responses else until
         return (
-            None if last == INFINITY else last - now + _SLACK if last > now else 0.0,
+            None if last == INFINITY else last - now + _SLACK if last > now else _LONG_AGO,
             self._metadata if call.number == 1 else self._repeated(call),
         )
 
@@ -218,7 +221,7 @@ class Exchange:
                 self.error = self._deadline_error(f"no response within the idleTimeout of {idle}")
             return classify.TIMED_OUT
         answer, received = classify.of_error(
-            code, error.details() or "", error.initial_metadata(), error.trailing_metadata(), connected=self.connected,
+            code, error.details() or "", headers_of(error), error.trailing_metadata(), connected=self.connected,
             classes=self.plan.classes,
         )
         self.call.idempotent = self.plan.retry_idempotent is not False if received else self._harmless()
@@ -277,6 +280,13 @@ class Exchange:
 
     def abandon(self) -> None:
         self.call.abandon(self.caller.clock.monotonic())
+
+
+def headers_of(call: Any) -> Any:
+    """The initial metadata of a call that is over, without waiting for it: what says that it is over may run on the very thread
+    that would have to read it."""
+    state = getattr(call, "_state", None)
+    return call.initial_metadata() if state is None else state.initial_metadata or ()
 
 
 def _iterates_again(requests: Any) -> bool:

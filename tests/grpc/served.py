@@ -153,7 +153,7 @@ class Tasks(Handlers):
     async def act(self, method: str, text: str, context: Any) -> Receipt:
         self.entered.append(method)
         if text == "hold":
-            while not self.release.is_set():
+            while not self.release.is_set():  # noqa: ASYNC110  # a thread sets it
                 await asyncio.sleep(0.002)
         elif text == "left":
             await asyncio.sleep(LONG)
@@ -242,7 +242,7 @@ def _loop(mesh: Mesh, handlers: Handlers, health: bool, also: Callable[[Any], ob
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
             ports.set_result(port)
-            while not stopping.is_set():
+            while not stopping.is_set():  # noqa: ASYNC110  # a thread sets it
                 await asyncio.sleep(0.005)
             await server.stop(0)
 

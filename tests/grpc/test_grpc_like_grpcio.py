@@ -156,6 +156,7 @@ CASES: dict[str, tuple[Say, dict[str, Any]]] = {
     "a message, then a status": (status("ABORTED", messages=1, initial=INITIAL), {}),
     "deadline": (HANG, {"timeout": 0.06}),
     "deadline after a message": (Say(messages=1, how="hang"), {"timeout": 0.06}),
+    "deadline already gone": (OK, {"timeout": -1.0}),
     "time enough": (OK, {"timeout": 15.0, "wait_for_ready": True}),
     "compressed": (OK, {"compression": grpc.Compression.Gzip}),
     "details in Unicode": (status("FAILED_PRECONDITION", details="Zoë, 50% 😀\n"), {}),
