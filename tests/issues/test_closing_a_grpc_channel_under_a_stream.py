@@ -1,4 +1,4 @@
-"""Closing a channel under a stream that had no answer yet never returned: its end asked for initial metadata on the thread that reads it."""
+"""Closing a channel under a stream without an answer never returned: its end asked for metadata on the thread that reads it."""
 
 from __future__ import annotations
 
