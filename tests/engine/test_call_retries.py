@@ -214,3 +214,39 @@ def test_retries_exhausted_on_our_own_limit_raise():
     assert (ran.step, ran.attempts) == (RAISE, 2)
     assert type(ran.error) is DeadlineExceeded
     assert ran.error.attempts == 2
+
+
+# ---------------------------------------------------------------------------------------- gRPC's own rules
+
+UNSEEN = Answer(Verdict.UNSENT, mask("refused-stream"), 503, grpc="UNAVAILABLE", refused=True)
+
+
+@pytest.mark.parametrize(("blocks", "attempts"), [
+    ("", 2), ("retries: {maxRetries: 1, retryOn: [unavailable]}\n", 2), ("retries: {maxRetries: 0, retryOn: [refused-stream]}\n", 2),
+    ("retries: {maxRetries: 2, retryOn: [refused-stream], backoff: {base: 1ms}}\n", 4),
+    ("retryBudget: {percent: 0, minRetriesPerSecond: 0}\n", 2),
+])
+def test_what_the_service_did_not_look_at_is_sent_again_once_whatever_the_policy_says(blocks, attempts):
+    world = World(blocks)
+    assert world.run(UNSEEN, idempotent=False).attempts == attempts
+    assert world.held() == NOTHING
+
+
+def test_what_cannot_be_sent_again_is_not():
+    assert World().run(UNSEEN, replayable=False).attempts == 1
+
+
+def test_a_grpc_status_is_no_http_status():
+    assert retrying(503).run(Answer(Verdict.FAILURE, 0, 503, grpc="UNAVAILABLE")).attempts == 1
+
+
+@pytest.mark.parametrize(("timeout", "own", "said"), [(None, 2.0, "2s"), ("3s", 2.0, "2s"), ("1s", 2.0, "1s")])
+def test_a_callers_own_timeout_is_a_timeout(timeout, own, said):
+    world = World("" if timeout is None else f"timeout: {timeout}\n")
+    call = world.call()
+    call.lasts(world.now, own)
+    ran = world.run(Answer(Verdict.FAILURE, 0, timed_out=True), call=call, takes=5.0)
+    assert ran.step is RAISE
+    assert isinstance(ran.call.error, DeadlineExceeded)
+    assert f"no answer within the timeout of {said}" in str(ran.call.error)
+    assert (world.stats()["failed"], world.stats()["ignored"]) == (1, 0)  # as an inherited deadline would not be
