@@ -69,7 +69,7 @@ def test_check_prints_every_mistake_of_every_file(capsys: pytest.CaptureFixture[
     assert lines[0] == f"{files[0]}:8:14: RM104 mode: 'on' is not known (one of ENFORCE, OBSERVE, OFF)"
     assert lines[6].startswith(f"{files[1]}:7:49: RM412 ")
     assert lines[8] == "missing.yaml: RM001 cannot read the policy: No such file or directory"
-    assert lines[8:] == ["3 files: 7 errors, 1 warning"]
+    assert lines[9:] == ["3 files: 7 errors, 2 warnings"]
 
 
 def test_check_lets_warnings_pass_unless_strict(capsys: pytest.CaptureFixture[str]) -> None:
