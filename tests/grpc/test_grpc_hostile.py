@@ -176,6 +176,8 @@ def test_a_channel_closed_under_a_call(stub: ShopStub, channel: grpc.Channel, pl
     assert future.code() is StatusCode.CANCELLED
 
 
+# A thread of grpcio's own watches, and fails if the channel is closed while it does.
+@pytest.mark.filterwarnings("ignore:Exception in thread:pytest.PytestUnhandledThreadExceptionWarning")
 def test_connectivity(channel: grpc.Channel) -> None:
     states: list[Any] = []
     channel.subscribe(states.append, try_to_connect=True)
