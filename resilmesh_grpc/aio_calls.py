@@ -21,7 +21,7 @@ import grpc.aio
 from resilmesh.drive import aio
 from resilmesh.engine.call import RAISE, RETURN, SEND, Call, Step
 from resilmesh.engine.plan import INFINITY
-from resilmesh.engine.verdict import Answer, Verdict
+from resilmesh.engine.verdict import OK, Answer, Verdict
 from resilmesh_grpc import classify
 from resilmesh_grpc.errors import Cancelled
 from resilmesh_grpc.exchange import Exchange
@@ -223,13 +223,10 @@ class AioPending(AioExchange):
 
     __slots__ = ()
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.value = _NOTHING
-
     def begin(self) -> None:
         """Make the first attempt, or see to it that it is made."""
         call = self.call
+        self.value = _NOTHING
         step = call.start(self.monotonic())
         if step is not SEND or call.injected is not None:
             self.task = self.loop.create_task(self.drive(step))
@@ -246,17 +243,14 @@ class AioPending(AioExchange):
         call = self.call
         if self.over or self.task is not None or number != call.number:
             return
-        if native.cancelled():
+        if at_once(native.code(), None) is grpc.StatusCode.OK:
+            answer = self._success(native)
+        elif native.cancelled():
             self.abandon()
             self.end(Cancelled())
             return
-        status = status_of(native) if self.reads_metadata or at_once(native.code(), None) is not grpc.StatusCode.OK else None
-        if status is None:
-            answer = self.succeeded()
-        elif status.code() is grpc.StatusCode.OK:
-            answer = self.succeeded(status.initial_metadata(), status.trailing_metadata())
         else:
-            answer = self.failed(status)
+            answer = self.failed(status_of(native))
         step = call.answered(self.monotonic(), number, answer)
         if step is RETURN and self.error is None:
             self.end(None)
@@ -283,11 +277,19 @@ class AioPending(AioExchange):
             self.value = await native
         except grpc.aio.AioRpcError as error:
             return self.failed(error)
-        status = status_of(native) if self.reads_metadata else None
-        return self.succeeded() if status is None else self.succeeded(status.initial_metadata(), status.trailing_metadata())
+        return self._success(native)
 
-    async def response(self) -> Any:
-        """The response. Raises what the call ended in; cancelled while it waits, the call is cancelled."""
+    def _success(self, native: Any) -> Answer:
+        if not self.reads_metadata:
+            return OK
+        status = status_of(native)
+        return self.succeeded(status.initial_metadata(), status.trailing_metadata())
+
+    async def response(self, held: object) -> Any:
+        """The response. Raises what the call ended in; cancelled while it waits, the call is cancelled.
+
+        ``held``: what the user holds of this call, which must not be forgotten while somebody waits.
+        """
         try:
             if self.task is None and self.value is _NOTHING and self.failure is None:
                 try:
@@ -623,10 +625,7 @@ class _OneResponse(_Held):
     _exchange: AioPending
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._response().__await__()
-
-    async def _response(self) -> Any:
-        return await self._exchange.response()  # here, so that a call is not forgotten while somebody waits for it
+        return self._exchange.response(self).__await__()
 
 
 class _ManyResponses(_Held):

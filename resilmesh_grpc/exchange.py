@@ -61,26 +61,40 @@ class Caller:
         self.clock = mesh.clock
         self.target = parse(target)
         self.fallback = fallback
-        #: The policy that the sub-channels were last compared with.
+        #: The policy that the sub-channels were last compared with, and what stands for it in ``Method.settled``.
         self._table = mesh.table
+        self._epoch = object()
 
     def plan(self, method: Method, metadata: Metadata | None) -> Plan | None:
         """The plan of a call; ``None``: no policy applies. Raises ``Forbidden`` as gRPC's own."""
+        if self.mesh.table is self._table:
+            epoch, plan = method.settled
+            if epoch is self._epoch:
+                return plan
+        return self._settle(method, metadata)
+
+    def _settle(self, method: Method, metadata: Metadata | None) -> Plan | None:
         target, mesh = self.target, self.mesh
-        if mesh.table is not self._table:
-            self._table = table = mesh.table
+        table = mesh.table
+        if table is not self._table:
+            # The epoch first: what is settled in it was then found in this table, or in a newer one.
+            self._epoch = object()
+            self._table = table
             self.subchannels.retire(table.addresses())
+        epoch, headers = self._epoch, Headers(metadata)
         try:
-            return mesh.route_grpc(target.host, target.port, target.text, method.path, Headers(metadata))
+            plan = mesh.route_grpc(target.host, target.port, target.text, method.path, headers)
         except Forbidden as error:
             raise in_dialect(error) from None
-
+        if not headers.asked:
+            method.settled = epoch, plan
+        return plan
 
     def passing(self, method: Method) -> Any:
         """grpc's own callable, where no policy applies."""
         sub = self.subchannels.enter(None, None)
         sub.left()
-        return sub.callable(method)
+        return method.on(sub)
 
     def connect_all(self) -> None:
         """Make a sub-channel to each endpoint that there is none for yet."""
@@ -143,13 +157,12 @@ class Exchange:
 
     def prepare(self, call: Call) -> tuple[Any, dict[str, Any]]:
         """grpc's own callable for the next attempt, and what to call it with beside the request. Owes ``leave``."""
-        endpoint = call.endpoint
+        endpoint, arguments = call.endpoint, self.options
         self.sub = self._held = sub = self.caller.subchannels.enter(
             None if endpoint is None else endpoint.address, self.plan.connect_timeout
         )
-        arguments = self.options.copy()
         arguments["timeout"], arguments["metadata"] = self.limits(call)
-        return sub.callable(self.method), arguments
+        return self.method.on(sub), arguments
 
     def limits(self, call: Call) -> tuple[float | None, Metadata | None]:
         """The time-out and the metadata of the next attempt."""
@@ -173,8 +186,9 @@ class Exchange:
 
     def leave(self) -> None:
         """The attempt is over, or was given up. Idempotent."""
-        held, self._held = self._held, None
+        held = self._held
         if held is not None:
+            self._held = None
             held.left()
 
     @property

@@ -15,13 +15,16 @@ Metadata = Iterable[tuple[str, Any]]
 class Headers:
     """Metadata for matching: httpx's Headers, as far as the engine asks."""
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_pairs", "asked")
 
     def __init__(self, metadata: Metadata | None) -> None:
         self._pairs: Sequence[tuple[str, Any]] = tuple(metadata or ())
+        #: Somebody looked: what was decided may be otherwise for other metadata.
+        self.asked = False
 
     def get_list(self, name: str) -> list[str]:
         """Every value that is sent under a name."""
+        self.asked = True
         return [_text(value) for key, value in self._pairs if key.lower() == name]
 
     def get(self, name: str) -> str | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 if TYPE_CHECKING:
+    from resilmesh.engine.plan import Plan
     from resilmesh_grpc.target import Target
 
 #: What ours differ in from grpc's own channels. The caller's own options win.
@@ -26,9 +27,12 @@ OPTIONS: dict[str, Any] = {
 
 
 class Method:
-    """One method of a stub. Compared by identity: every callable that a stub is made of has its own."""
+    """One method of a stub, with what is remembered for its next call. Every callable that a stub is made of has its own."""
 
-    __slots__ = ("_idempotent", "_moved", "deserializer", "kind", "path", "registered", "serializer")
+    __slots__ = (
+        "__weakref__", "_idempotent", "_moved", "bound", "deserializer", "kind", "path", "registered", "serializer", "settled",
+        "streams_requests", "streams_responses",
+    )
 
     def __init__(self, kind: str, path: str, serializer: Any, deserializer: Any, registered: bool | None) -> None:
         #: unary_unary, unary_stream, stream_unary or stream_stream
@@ -38,19 +42,24 @@ class Method:
         self.serializer = serializer
         self.deserializer = deserializer
         self.registered = registered
+        self.streams_requests = kind.startswith("stream")
+        self.streams_responses = kind.endswith("stream")
+        #: The plan of its calls, where no metadata has a say in that, and the epoch of its caller in which that is so.
+        self.settled: tuple[object, Plan | None] = None, None
+        #: grpc's own callables for it, by sub-channel. A stub that is forgotten takes them along.
+        self.bound: dict[Subchannel, Any] = {}
         self._moved: dict[str, Method] = {}
         self._idempotent: bool | None = None
 
-    @property
-    def streams_requests(self) -> bool:
-        return self.kind.startswith("stream")
+    def on(self, sub: Subchannel) -> Any:
+        """grpc's own callable for it on a sub-channel."""
+        try:
+            return self.bound[sub]
+        except KeyError:
+            sub.note(self)
+            return self.bound.setdefault(sub, self._bind(sub.channel))
 
-    @property
-    def streams_responses(self) -> bool:
-        return self.kind.endswith("stream")
-
-    def bind(self, channel: Any) -> Any:
-        """The callable of a channel for this method."""
+    def _bind(self, channel: Any) -> Any:
         more = {"_registered_method": True} if self.registered else {}
         return getattr(channel, self.kind)(
             self.path, request_serializer=self.serializer, response_deserializer=self.deserializer, **more
@@ -88,7 +97,7 @@ def _declared_idempotent(path: str) -> bool:
 class Subchannel:
     """A grpc channel to one endpoint, and what is known of it."""
 
-    __slots__ = ("_bound", "channel", "in_flight", "on_idle", "parting", "retired")
+    __slots__ = ("_lock", "_methods", "channel", "in_flight", "on_idle", "parting", "retired")
 
     def __init__(self, channel: Any, on_idle: Callable[[Subchannel], object]) -> None:
         self.channel = channel
@@ -98,14 +107,21 @@ class Subchannel:
         #: Made for a call that an earlier policy governs, to an endpoint that the present one does not have.
         self.parting = False
         self.on_idle = on_idle
-        self._bound: dict[Method, Any] = {}
+        #: What is bound to it.
+        self._methods: weakref.WeakSet[Method] = weakref.WeakSet()
+        self._lock = threading.Lock()
 
-    def callable(self, method: Method) -> Any:
-        """grpc's own callable for a method."""
-        try:
-            return self._bound[method]
-        except KeyError:
-            return self._bound.setdefault(method, method.bind(self.channel))
+    def note(self, method: Method) -> None:
+        """A method is about to be bound to it."""
+        with self._lock:
+            self._methods.add(method)
+
+    def forget(self) -> None:
+        """It is being closed: what is bound to it goes."""
+        with self._lock:
+            bound = list(self._methods)
+        for method in bound:
+            method.bound.pop(self, None)
 
     def left(self) -> None:
         """A call on it has ended."""
@@ -219,17 +235,18 @@ class Subchannels:
             self._retired.remove(sub)  # whoever takes it out closes it
         except ValueError:
             return
+        sub.forget()
         self._close(sub.channel)
 
     def clear(self) -> list[Any]:
         """No call any more; gives the grpc channels to close."""
         with self._lock:
             self.closed = True
-            left = [each.channel for each in (*self._by_key.values(), *self._retired)]
-            if self.given is not None:
-                left.append(self.given.channel)
+            left = [*self._by_key.values(), *self._retired, *(() if self.given is None else (self.given,))]
             self._by_key, self._retired = {}, []
-        return left
+        for sub in left:
+            sub.forget()
+        return [sub.channel for sub in left]
 
     def after_fork(self) -> None:
         """A child has no use for its parent's connections, and must not touch them."""
