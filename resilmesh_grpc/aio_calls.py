@@ -125,7 +125,8 @@ class AioExchange(Exchange):
 
     def end(self, failure: Any) -> None:
         """It is over. The first word counts."""
-        self.leave()
+        if self._held is not None:
+            self.leave()
         if self.over:
             return
         self.over, self.failure = True, failure
@@ -133,6 +134,10 @@ class AioExchange(Exchange):
             self.sent.set()
         if self._waiters is not None and not self._waiters.done():
             self._waiters.set_result(None)
+        if self._callbacks:
+            self._call_back()
+
+    def _call_back(self) -> None:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             try:
@@ -227,7 +232,7 @@ class AioPending(AioExchange):
         """Make the first attempt, or see to it that it is made."""
         call = self.call
         self.value = _NOTHING
-        step = call.start(self.monotonic())
+        step = call.start(self.caller.clock.monotonic())
         if step is not SEND or call.injected is not None:
             self.task = self.loop.create_task(self.drive(step))
             return
@@ -244,14 +249,14 @@ class AioPending(AioExchange):
         if self.over or self.task is not None or number != call.number:
             return
         if at_once(native.code(), None) is grpc.StatusCode.OK:
-            answer = self._success(native)
+            answer = self._success(native) if self.reads_metadata else OK
         elif native.cancelled():
             self.abandon()
             self.end(Cancelled())
             return
         else:
             answer = self.failed(status_of(native))
-        step = call.answered(self.monotonic(), number, answer)
+        step = call.answered(self.caller.clock.monotonic(), number, answer)
         if step is RETURN and self.error is None:
             self.end(None)
         elif (step is RETURN or step is RAISE) and self.caller.fallback is None:
@@ -277,11 +282,9 @@ class AioPending(AioExchange):
             self.value = await native
         except grpc.aio.AioRpcError as error:
             return self.failed(error)
-        return self._success(native)
+        return self._success(native) if self.reads_metadata else OK
 
     def _success(self, native: Any) -> Answer:
-        if not self.reads_metadata:
-            return OK
         status = status_of(native)
         return self.succeeded(status.initial_metadata(), status.trailing_metadata())
 
