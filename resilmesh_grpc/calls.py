@@ -204,11 +204,20 @@ class PendingCall(Exchange):
             self.native = None  # grpc cancels what is forgotten
 
 
-class FutureCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # generic in its stubs only
-    """What ``future`` gives: the call and its response, whatever number of attempts it takes."""
+class FutureCall(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]  # generic in its stubs only
+    """What ``future`` gives: the call and its response, whatever number of attempts it takes.
+
+    An error by its class, as grpc's own is: what is told that a call is over may ask for one.
+    """
 
     def __init__(self, pending: PendingCall) -> None:
+        super().__init__()
         self._pending = pending
+
+    def __repr__(self) -> str:
+        return _shown(self, self._pending, self._pending.done)
+
+    __str__ = __repr__
 
     # ----------------------------------------------------------------------------------------- the future
 
@@ -590,11 +599,20 @@ def _strike(claim: threading.Lock, native: Any) -> None:
         native.cancel()
 
 
-class StreamCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # generic in its stubs only
-    """What a call with a stream of responses gives: an iterator over them, and the call, whatever number of attempts it takes."""
+class StreamCall(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]  # generic in its stubs only
+    """What a call with a stream of responses gives: an iterator over them, and the call, whatever number of attempts it takes.
+
+    An error by its class, as grpc's own is: what is told that a stream is over asks for one before it opens another.
+    """
 
     def __init__(self, reader: StreamReader) -> None:
+        super().__init__()
         self._reader = reader
+
+    def __repr__(self) -> str:
+        return _shown(self, self._reader, self._reader.over)
+
+    __str__ = __repr__
 
     def __iter__(self) -> StreamCall:
         return self
@@ -678,6 +696,13 @@ class StreamCall(grpc.Call, grpc.Future):  # type: ignore[type-arg]  # generic i
 
     def __del__(self) -> None:
         self._reader.forget()
+
+
+def _shown(call: Any, exchange: PendingCall | StreamReader, over: bool) -> str:
+    """A call in a log."""
+    failure = exchange.failure
+    ended = "in flight" if not over else "OK" if failure is None else f"{failure.code().name}: {failure.details()}"
+    return f"<{type(call).__name__} of {exchange.method.path}, {ended}>"
 
 
 def _left(exchange: Exchange) -> float | None:
