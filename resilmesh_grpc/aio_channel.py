@@ -17,7 +17,9 @@ import grpc.aio
 from resilmesh_grpc import aio_calls
 from resilmesh_grpc.aio_calls import AioPending, AioReader
 from resilmesh_grpc.connectivity import together
+from resilmesh_grpc.copies import Copies
 from resilmesh_grpc.exchange import Caller, CodeFallback
+from resilmesh_grpc.metadata import again
 from resilmesh_grpc.subchannels import Method, Subchannels
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
     from resilmesh_grpc.metadata import Metadata
 
 Options = Sequence[tuple[str, Any]]
+
+#: Where a channel of grpc's own keeps its interceptors (a test pins them).
+_INTERCEPTORS = (
+    "_unary_unary_interceptors", "_unary_stream_interceptors", "_stream_unary_interceptors", "_stream_stream_interceptors",
+)
 
 
 def aio_channel(
@@ -54,20 +61,38 @@ class AioPolicyChannel(grpc.aio.Channel):
         fallback: CodeFallback | None = None, given: grpc.aio.Channel | None = None,
     ) -> None:
         def open_(address: str, arguments: Options) -> grpc.aio.Channel:
+            # By name: what instruments grpc adds interceptors of its own to those it finds under this name.
+            shared: dict[str, Any] = {"options": arguments, "compression": compression, "interceptors": list(interceptors or ())}
             if credentials is None:
-                return grpc.aio.insecure_channel(address, arguments, compression, interceptors)
-            return grpc.aio.secure_channel(address, credentials, arguments, compression, interceptors)
+                return self._share(grpc.aio.insecure_channel(address, **shared))
+            return self._share(grpc.aio.secure_channel(address, credentials, **shared))
+
+        # Attributes of grpc's own channels, to which clients add interceptors that never came to the constructor.
+        for name in _INTERCEPTORS:
+            setattr(self, name, [] if given is None else getattr(given, name, []))
+        self._shares = False
 
         self._caller = caller = Caller(mesh, target, fallback, awaits=True)
         self._closing: set[asyncio.Task[None]] = set()
         caller.subchannels = Subchannels(
             caller.target, open_, self._close_soon, options=options or (), secure=credentials is not None, given=given,
         )
+        if given is None:
+            caller.copies = Copies(caller, awaits=True)
 
     @property
     def mesh(self) -> Mesh:
         """The mesh whose policy applies."""
         return self._caller.mesh
+
+    def _share(self, channel: grpc.aio.Channel) -> grpc.aio.Channel:
+        """Have a new sub-channel look for its interceptors where those are that clients add to this one."""
+        for name in _INTERCEPTORS:
+            if not self._shares:
+                getattr(self, name)[:0] = getattr(channel, name)
+            setattr(channel, name, getattr(self, name))
+        self._shares = True
+        return channel
 
     def _close_soon(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.get_running_loop().create_task(channel.close(None))
@@ -132,6 +157,8 @@ class AioPolicyChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         """Close every sub-channel: calls in flight have ``grace`` seconds to end, then they are cancelled. Idempotent."""
+        if self._caller.copies is not None:
+            self._caller.copies.close()
         await asyncio.gather(*(each.close(grace) for each in self._caller.subchannels.clear()), *self._closing)
 
     async def __aenter__(self) -> Self:
@@ -159,6 +186,8 @@ class _Callable:
         wait_for_ready: bool | None, compression: grpc.Compression | None,
     ) -> Any:
         caller = self._caller
+        if metadata is not None:
+            metadata = again(metadata)
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:

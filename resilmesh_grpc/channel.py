@@ -18,7 +18,9 @@ from resilmesh.drive import sync
 from resilmesh.engine.call import RETURN
 from resilmesh_grpc.calls import Blocking, FutureCall, PendingCall, StreamCall, StreamReader
 from resilmesh_grpc.connectivity import Connectivity
+from resilmesh_grpc.copies import Copies
 from resilmesh_grpc.exchange import Caller, CodeFallback
+from resilmesh_grpc.metadata import again
 from resilmesh_grpc.subchannels import Method, Subchannels
 from resilmesh_grpc.timers import timers
 
@@ -67,6 +69,8 @@ class PolicyChannel(grpc.Channel):
             caller.target, open_, lambda each: timers.after(0, each.close), options=options or (), secure=credentials is not None,
             given=given,
         )
+        if given is None:
+            caller.copies = Copies(caller, awaits=False)
         self._connectivity = Connectivity(self._all_channels)
 
     @property
@@ -113,6 +117,8 @@ class PolicyChannel(grpc.Channel):
     def close(self) -> None:
         """Cancel what is in flight and close every sub-channel. Idempotent."""
         self._connectivity.close()
+        if self._caller.copies is not None:
+            self._caller.copies.close()
         for each in self._caller.subchannels.clear():
             each.close()
 
@@ -141,6 +147,8 @@ class _UnaryResponse(_Callable):
         wait_for_ready: bool | None, compression: grpc.Compression | None,
     ) -> Any:
         caller = self._caller
+        if metadata is not None:
+            metadata = again(metadata)
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:
@@ -154,6 +162,8 @@ class _UnaryResponse(_Callable):
         wait_for_ready: bool | None, compression: grpc.Compression | None,
     ) -> tuple[Any, grpc.Call]:
         caller = self._caller
+        if metadata is not None:
+            metadata = again(metadata)
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:
@@ -170,6 +180,8 @@ class _UnaryResponse(_Callable):
         wait_for_ready: bool | None, compression: grpc.Compression | None,
     ) -> Any:
         caller = self._caller
+        if metadata is not None:
+            metadata = again(metadata)
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:
@@ -187,6 +199,8 @@ class _StreamResponse(_Callable):
         wait_for_ready: bool | None, compression: grpc.Compression | None,
     ) -> Any:
         caller = self._caller
+        if metadata is not None:
+            metadata = again(metadata)
         plan = caller.plan(self._method, metadata)
         options = {"credentials": credentials, "wait_for_ready": wait_for_ready, "compression": compression}
         if plan is None:

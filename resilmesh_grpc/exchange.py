@@ -29,7 +29,8 @@ from resilmesh_grpc.target import parse
 
 if TYPE_CHECKING:
     from resilmesh.engine.call import FallbackReason, Step
-    from resilmesh.engine.plan import Plan
+    from resilmesh.engine.plan import Mirror, Plan
+    from resilmesh_grpc.copies import Copies
     from resilmesh_grpc.metadata import Metadata
     from resilmesh_grpc.subchannels import Subchannel, Subchannels
 
@@ -49,6 +50,8 @@ class Caller:
 
     #: The channel's sub-channels; set by who makes it.
     subchannels: Subchannels
+    #: What sends copies of its calls; ``None`` where the channel is not of our making.
+    copies: Copies | None = None
 
     def __init__(self, mesh: Mesh, target: str, fallback: CodeFallback | None, *, awaits: bool) -> None:
         if not isinstance(mesh, Mesh):
@@ -111,7 +114,7 @@ class Exchange:
     """What a call sends, what its last attempt came to, and what that means."""
 
     __slots__ = (
-        "_held", "_idempotent", "_metadata", "_outer", "call", "caller", "error", "method", "options", "plan",
+        "_held", "_idempotent", "_outer", "authority", "call", "caller", "error", "metadata", "method", "options", "plan",
         "requests", "sub", "timed_out", "until", "value",
     )
 
@@ -133,14 +136,17 @@ class Exchange:
         if plan.by_value is not None:
             headers = Headers(metadata)
             call.values = tuple(headers.get(name) for name in plan.by_value.headers)
+        #: What its calls say they are for, if not the channel's target.
+        self.authority: str | None = None
         shape = plan.shape
         if shape is not None:
+            self.authority = shape.host
             if shape.target is not None:
                 method = method.at(shape.target("POST", method.path, Headers(metadata)))
             if shape.request is not None:
                 metadata = changed(metadata, shape.request)
         self.method = method
-        self._metadata = metadata
+        self.metadata = metadata
         #: The last outcome: a message, or what is raised.
         self.value: Any = None
         self.error: BaseException | None = None
@@ -158,8 +164,11 @@ class Exchange:
     def prepare(self, call: Call) -> tuple[Any, dict[str, Any]]:
         """grpc's own callable for the next attempt, and what to call it with beside the request. Owes ``leave``."""
         endpoint, arguments = call.endpoint, self.options
+        plan = self.plan
+        if plan.mirror is not None and call.number == 1:
+            self._mirror(plan.mirror)
         self.sub = self._held = sub = self.caller.subchannels.enter(
-            None if endpoint is None else endpoint.address, self.plan.connect_timeout
+            None if endpoint is None else endpoint.address, plan.connect_timeout, self.authority
         )
         arguments["timeout"], arguments["metadata"] = self.limits(call)
         return self.method.on(sub), arguments
@@ -177,12 +186,25 @@ class Exchange:
         last = call.deadline if self.method.streams_responses else until
         return (
             None if last == INFINITY else last - now + _SLACK if last > now else _LONG_AGO,
-            self._metadata if call.number == 1 else self._repeated(call),
+            self.metadata if call.number == 1 else self._repeated(call),
         )
 
     def _repeated(self, call: Call) -> list[tuple[str, Any]]:
-        kept = [pair for pair in self._metadata or () if pair[0] != "grpc-previous-rpc-attempts"]
+        kept = [pair for pair in self.metadata or () if pair[0] != "grpc-previous-rpc-attempts"]
         return [*kept, ("grpc-previous-rpc-attempts", str(call.number - 1))]
+
+    def _mirror(self, mirror: Mirror) -> None:
+        """Have a copy of the call sent elsewhere, if it is one of the share."""
+        if mirror.share < 1 and self.plan.rng.random() >= mirror.share:
+            return
+        caller = self.caller
+        if caller.copies is None:
+            reason: str | None = "intercepted"
+        elif self.method.streams_requests:
+            reason = "streamed"
+        else:
+            reason = None if caller.copies.send(self, mirror.plan) else "busy"
+        self.call.mirrored(caller.clock.monotonic(), mirror.plan.service, reason)
 
     def leave(self) -> None:
         """The attempt is over, or was given up. Idempotent."""

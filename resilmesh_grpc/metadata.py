@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 Metadata = Iterable[tuple[str, Any]]
 
 
+def again(metadata: Metadata | None) -> Metadata | None:
+    """Metadata that can be looked at and sent more than once, also where the caller gave an iterator."""
+    return tuple(metadata) if hasattr(metadata, "__next__") else metadata  # type: ignore[arg-type]  # an iterator is an iterable
+
+
 class Headers:
     """Metadata for matching: httpx's Headers, as far as the engine asks."""
 

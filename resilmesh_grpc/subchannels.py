@@ -134,10 +134,17 @@ class Subchannel:
         ask = getattr(self.channel, "get_state", None)
         if ask is not None:
             return bool(ask() is grpc.ChannelConnectivity.READY)
-        core: Any = getattr(self.channel, "_channel", None)
+        own = self.channel
+        while isinstance(below := getattr(own, "_channel", None), grpc.Channel):  # interceptors, and what instruments grpc
+            own = below
+        core: Any = getattr(own, "_channel", None)
         if not hasattr(core, "check_connectivity_state"):
             return True
         return bool(core.check_connectivity_state(False) == grpc.ChannelConnectivity.READY.value[0])
+
+
+#: An address, the seconds that a connection may take, an authority.
+Key = tuple[str | None, float | None, str | None]
 
 
 class Subchannels:
@@ -158,8 +165,8 @@ class Subchannels:
         self._secure = secure
         #: The one channel there is, if the user brought it.
         self.given = None if given is None else Subchannel(given, self._drained)
-        #: By address (``None``: the target itself) and the time that a connection may take.
-        self._by_key: dict[tuple[str | None, float | None], Subchannel] = {}
+        #: By address (``None``: the target itself), the time that a connection may take, and the authority (``None``: the target's).
+        self._by_key: dict[Key, Subchannel] = {}
         self._retired: list[Subchannel] = []
         #: The endpoints of the present policy, once it has changed.
         self._known: Collection[str] | None = None
@@ -167,54 +174,56 @@ class Subchannels:
         self.closed = False
         _all.add(self)
 
-    def enter(self, address: str | None, connect_timeout: float | None) -> Subchannel:
+    def enter(self, address: str | None, connect_timeout: float | None, authority: str | None = None) -> Subchannel:
         """The sub-channel to an endpoint, or to the target itself, with a call more on it, which owes ``left``.
 
-        Raises ``ValueError`` when the channel is closed.
+        ``authority``: what its calls say they are for, if not the target's. Raises ``ValueError`` when the channel is closed.
         """
         if self.given is not None:
             self.given.in_flight += 1
             return self.given
         while True:
-            sub = self._by_key.get((address, connect_timeout)) or self._make(address, connect_timeout)
+            key = address, connect_timeout, authority
+            sub = self._by_key.get(key) or self._make(key)
             sub.in_flight += 1
             if not sub.retired or sub.parting:
                 return sub
             sub.left()  # it went out of use between these lines
 
-    def _make(self, address: str | None, connect_timeout: float | None) -> Subchannel:
+    def _make(self, key: Key) -> Subchannel:
+        address, _, authority = key
         with self._lock:
             if self.closed:
                 raise ValueError("Cannot invoke RPC on closed channel!")  # grpc's own words
-            key = address, connect_timeout
             found = self._by_key.get(key)
             if found is not None:
                 return found
-            made = self._open(self._target.text if address is None else address, [*self._arguments(address, connect_timeout).items()])
+            made = self._open(self._target.text if address is None else address, [*self._arguments(*key).items()])
             found = Subchannel(made, self._drained)
             if address is not None and self._known is not None and address not in self._known:
                 found.retired = found.parting = True
                 self._retired.append(found)
                 return found
-            for old in [each for each in self._by_key if each[0] == address]:
-                self._retire(old)
+            for old in [each for each in self._by_key if (each[0], each[2]) == (address, authority)]:
+                self._retire(old)  # another connectTimeout
             self._by_key[key] = found
         return found
 
-    def _arguments(self, address: str | None, connect_timeout: float | None) -> dict[str, Any]:
+    def _arguments(self, address: str | None, connect_timeout: float | None, authority: str | None) -> dict[str, Any]:
         own: dict[str, Any] = {}
         if connect_timeout is not None:
             own["grpc.min_reconnect_backoff_ms"] = max(1, round(connect_timeout * 1000))
-        if address is not None:
-            own["grpc.default_authority"] = self._target.authority
-            if self._secure:
+        if address is not None or authority is not None:
+            own["grpc.default_authority"] = authority or self._target.authority
+            if self._secure:  # TLS proves the host that the caller wrote
                 own["grpc.ssl_target_name_override"] = self._target.host
         return own | self._options
 
     def opened(self) -> list[Any]:
-        """The grpc channels in use."""
+        """The grpc channels in use whose calls are for the target."""
         with self._lock:
-            return [each.channel for each in ([self.given] if self.given is not None else self._by_key.values())]
+            own = [each for key, each in self._by_key.items() if key[2] is None]
+            return [each.channel for each in ([self.given] if self.given is not None else own)]
 
     def retire(self, addresses: Collection[str]) -> None:
         """Take the sub-channels to endpoints that are not among ``addresses`` out of use."""
@@ -223,7 +232,7 @@ class Subchannels:
             for key in [key for key in self._by_key if key[0] is not None and key[0] not in addresses]:
                 self._retire(key)
 
-    def _retire(self, key: tuple[str | None, float | None]) -> None:
+    def _retire(self, key: Key) -> None:
         sub = self._by_key.pop(key)
         self._retired.append(sub)
         sub.retired = True

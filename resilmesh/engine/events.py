@@ -63,7 +63,8 @@ EVENTS = (
     Kind("mirrored", "call", "a copy was sent to another service; its own call is told under that service's route `(mirror)`",
          "`to`: its name"),
     Kind("mirror_dropped", "call", "a copy was not sent",
-         "`to`, `reason`: `streamed` (a body that can be read only once), `busy` (too many are on their way)"),
+         "`to`, `reason`: `streamed` (a body that can be read only once; over gRPC a stream of requests), "
+         "`busy` (too many are on their way), `intercepted` (a gRPC channel that the mesh did not make)"),
     Kind("call_abandoned", "call", "the caller went away: cancelled, or its response was forgotten"),
     Kind("circuit_changed", "service", "a circuit opened, closed, or became half-open",
          "`old`, `new` (CLOSED, OPEN, HALF_OPEN; set by hand: FORCED_OPEN, FORCED_CLOSED, METRICS_ONLY), `reason` in words"),

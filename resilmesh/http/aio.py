@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from resilmesh.drive.aio import run
+from resilmesh.drive.copies import TaskCopies
 from resilmesh.engine.verdict import Verdict
 from resilmesh.errors import Forbidden
 from resilmesh.http import pool
@@ -19,7 +20,6 @@ from resilmesh.http.backend import CURRENT, INFINITY, LimitPassed
 from resilmesh.http.base import PolicyTransport
 from resilmesh.http.exchange import KEPT_BYTES, Exchange
 from resilmesh.http.library import library_of
-from resilmesh.http.mirror import TaskCopies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from resilmesh.drive.copies import TaskCopies, ThreadCopies
 from resilmesh.drive.forms import kind_of
 from resilmesh.errors import Forbidden
 from resilmesh.http import replies
@@ -11,7 +12,6 @@ from resilmesh.http.errors import in_dialect
 from resilmesh.http.exchange import CodeFallback, Exchange
 from resilmesh.http.lanes import Lanes
 from resilmesh.http.library import library_of
-from resilmesh.http.mirror import TaskCopies, ThreadCopies
 from resilmesh.mesh import Mesh
 
 _PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}

@@ -19,8 +19,8 @@ from resilmesh.http import pool
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from resilmesh.drive.copies import TaskCopies, ThreadCopies
     from resilmesh.http.library import Library
-    from resilmesh.http.mirror import TaskCopies, ThreadCopies
     from resilmesh.state.outlier import Endpoint
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from resilmesh.drive.copies import ThreadCopies
 from resilmesh.drive.sync import run
 from resilmesh.engine.verdict import Verdict
 from resilmesh.errors import Forbidden
@@ -19,7 +20,6 @@ from resilmesh.http.backend import CURRENT, INFINITY, LimitPassed
 from resilmesh.http.base import PolicyTransport
 from resilmesh.http.exchange import KEPT_BYTES, Exchange
 from resilmesh.http.library import library_of
-from resilmesh.http.mirror import ThreadCopies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

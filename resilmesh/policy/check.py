@@ -284,12 +284,8 @@ def _not_for_grpc(report: Report, policy: Policy, index: int, service: Service) 
         plan = effective(policy, index, number)
         if plan.fallback is not None:
             found[plan.origin["fallback"]] = "fallback"
-        if plan.mirror is not None:
-            found[plan.origin["mirror"]] = "mirror"
         if plan.headers is not None and plan.headers.response is not None:
             found[*plan.origin["headers"], "response"] = "headers.response"
-        if plan.rewrite is not None and plan.rewrite.host is not None:
-            found[*plan.origin["rewrite"], "host"] = "rewrite.host"
     for place, name in found.items():
         report.add(codes.NOT_FOR_GRPC, place, f"service {service.name!r} speaks gRPC, for which there is no {name!r}")
 
@@ -319,6 +315,9 @@ def _mirrors(report: Report, path: Path, policy: Policy, service: Service) -> No
         if target is None:
             known = f"it has {', '.join(each.name for each in policy.services)}"
             report.add(codes.UNKNOWN_SERVICE, (*place, "service"), f"the policy has no service {mirror.service!r}", known)
+        elif (target.protocol == "GRPC") != (service.protocol == "GRPC"):
+            speaks = f"service {service.name!r} speaks {service.protocol}, and {target.name!r} {target.protocol}"
+            report.add(codes.MIRROR_PROTOCOL, (*place, "service"), speaks)
         elif not target.endpoints:
             report.add(codes.NO_MIRROR_ENDPOINTS, (*place, "service"), f"service {target.name!r} has no endpoints")
         elif mirror.subset is not None:

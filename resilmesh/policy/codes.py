@@ -222,9 +222,13 @@ UNKNOWN_GROUP = _code(
 
 NOT_FOR_GRPC = _code(
     "RM226", "A block that gRPC has nothing for",
-    "A gRPC call ends in a message or a status, and its channel has one authority: there is no static response to give, no response "
-    "header to change, no host to write and no copy to send.",
+    "A gRPC call ends in a message of the method's own type, or in a status: there is no static response to give, and no response header "
+    "to change.",
     "Remove the block; where the service inherits it, set it to `null`. A channel takes `fallback=` in code.",
+)
+MIRROR_PROTOCOL = _code(
+    "RM227", "A copy in another protocol", "A call over gRPC cannot be copied to a service that speaks HTTP, nor the other way round.",
+    "Mirror to a service of the same protocol, or mend `protocol`.",
 )
 
 # ------------------------------------------------------------------------------- RM3xx: not enforced yet

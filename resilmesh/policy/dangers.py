@@ -39,7 +39,7 @@ def find(report: Report, policy: Policy) -> None:
         _outlier_detection(report, own)
         for plan in (own, *plans):
             _joined_path(report, plan)
-        if not service.hosts:
+        if not service.hosts and service.protocol != "GRPC":  # which a channel may call by the service's name
             _http_only(report, ("services", index), service)
         _subsets(report, ("services", index), service)
         _routes(report, ("services", index), service)

@@ -10,7 +10,7 @@ import pytest
 
 import resilmesh.http
 from resilmesh import Mesh
-from resilmesh.http.mirror import TaskCopies
+from resilmesh.drive.copies import TaskCopies
 from tests.http.http_service import Service
 
 

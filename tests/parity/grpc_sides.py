@@ -85,7 +85,7 @@ class Caller:
         sent = (*metadata, ("x-case", case)) if case else metadata
         start = getattr(ShopStub(self._channel(host)), method)
         try:
-            if method in ("Buy", "Collect"):
+            if method in ("Buy", "Look", "Collect"):
                 message, call = start.with_call(request, timeout=timeout, metadata=sent)
                 arrived.append(_shown(message))
             else:

@@ -376,3 +376,55 @@ def test_a_host_of_no_service(shops: Shops) -> None:
     both = grpc_sides(shops, policy(), lambda caller: caller.buy(host="other.test"))
     both.agree()
     assert both.envoy.codes == ["UNAVAILABLE"]
+
+
+# ---------------------------------------------------------------------------------------------- shaping
+
+
+def calls_seen(server: RawHttp2) -> list[tuple[str, str, bytes]]:
+    """Authority, method and body of what a service saw, in any order."""
+    return sorted((seen.headers[":authority"], seen.path.rpartition("/")[2], seen.body) for seen in server.seen)
+
+
+@covers("Service.mirror", "Route.mirror", "Mirror.service", "Rewrite.host", "Rewrite.path")
+def test_a_copy_of_what_is_sent_once_per_call_under_another_authority(shops: Shops) -> None:
+    copies_seen: list[list[tuple[str, str, bytes]]] = []
+    own_seen: list[list[tuple[str, str, bytes]]] = []
+    tea, watched = Receipt(text="tea"), answer(*(Receipt(number=number) for number in range(3)))
+    with RawHttp2([TEA]) as own, RawHttp2([TEA]) as aside:
+        text = policy("""mirror: {service: copies}
+  retries: {maxRetries: 2, retryOn: [unavailable], backoff: {base: 1ms}}
+  routes:
+  - {name: none, match: {headers: {x-case: none}}, mirror: null}
+  - {name: moved, match: {path: /resilmesh.test.v1.Shop/Look}, rewrite: {path: /resilmesh.test.v1.Shop/Buy, host: "other.test:81"}}""",
+            f'[{{address: "{own.address}"}}]') + f"""
+- name: copies
+  protocol: GRPC
+  endpoints: [{{address: "{aside.address}"}}]
+  retries: {{maxRetries: 3, retryOn: [unavailable]}}
+  rateLimit: {{requests: 1, per: 1h}}
+  fault: {{abort: {{httpStatus: 500}}}}
+"""
+
+        def traffic(caller: Caller) -> None:
+            own.play([failure(14), failure(14), answer(tea), answer(tea), answer(tea), watched])
+            aside.play([failure(14), answer(tea), watched])
+            caller.buy("again")
+            caller.buy("none", case="none")
+            caller.call("Look", Order(text="moved"))
+            caller.watch(3)
+            end = time.monotonic() + 3
+            while len(aside.seen) < 3 and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(0.1)  # in which one too many would show
+            own_seen.append(calls_seen(own))
+            copies_seen.append(calls_seen(aside))
+
+        both = grpc_sides(shops, text, traffic)
+    both.agree()
+    assert both.envoy.codes == ["OK"] * 4
+    assert own_seen[0] == own_seen[1]
+    assert copies_seen[0] == copies_seen[1]
+    assert [(authority, method) for authority, method, _ in copies_seen[1]] == [
+        ("other.test-shadow:81", "Buy"), ("svc.test-shadow", "Buy"), ("svc.test-shadow", "Watch"),
+    ]
