@@ -22,6 +22,7 @@ from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
 from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import OK, Answer, Verdict
 from resilmesh_grpc import classify
+from resilmesh_grpc.bare_stream import BareStream
 from resilmesh_grpc.errors import Cancelled
 from resilmesh_grpc.exchange import Exchange, headers_of
 from resilmesh_grpc.timers import Timer, timers
@@ -405,10 +406,11 @@ class StreamReader(Exchange):
         """Begin an attempt; False: it is over already."""
         native, arguments = self.prepare(call)
         try:
-            self.native = sent = native(self.request, **arguments)
+            sent = native(self.request, **arguments)
         except BaseException:
             self.leave()
             raise
+        self.native = sent = sent if hasattr(sent, "add_callback") else BareStream(sent)
         self._dialled = call.number
         self._claim = None
         if self.until < call.deadline:

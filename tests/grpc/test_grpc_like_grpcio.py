@@ -36,12 +36,12 @@ class Told:
     trailing: Any = None
     more: dict[str, Any] = field(default_factory=dict)
 
-    def ask(self, call: Any) -> None:
+    def ask(self, call: Any, *, raised: bool = False) -> None:
         """What a call, or an error, that is over says of itself."""
         self.initial, self.trailing = _pairs(call.initial_metadata()), _pairs(call.trailing_metadata())
         self.more |= {"code": call.code(), "details": call.details()}
-        if not isinstance(call, BaseException) or hasattr(call, "__next__"):  # an error of grpcio's does not know more
-            self.more |= {"active": call.is_active()}
+        if not raised:  # an error of grpcio's does not know more
+            self.more |= {"active": call.is_active(), "kinds": _kinds(call)}
 
 
 def _pairs(metadata: Any) -> Any:
@@ -58,7 +58,7 @@ def by_call(method: Any, request: Any, **options: Any) -> Told:
         told.messages.append(method(request, **options))
     except grpc.RpcError as error:
         told.error = _kinds(error)
-        told.ask(error)
+        told.ask(error, raised=True)
         told.more["debug"] = isinstance(error.debug_error_string(), str)  # type: ignore[attr-defined]  # of what grpc raises
     return told
 
@@ -71,7 +71,7 @@ def by_with_call(method: Any, request: Any, **options: Any) -> Told:
         told.ask(call)
     except grpc.RpcError as error:
         told.error = _kinds(error)
-        told.ask(error)
+        told.ask(error, raised=True)
     return told
 
 
@@ -102,7 +102,7 @@ def by_iteration(method: Any, request: Any, **options: Any) -> Told:
     try:
         call = method(request, **options)
     except grpc.RpcError as error:  # at once: the request cannot even be serialized
-        told.ask(error)
+        told.ask(error, raised=True)
         return told
     told.more["iterator"] = iter(call) is call
     try:
