@@ -11,19 +11,18 @@ client: its ratio shows what is noise.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import load
 from benchmarks.http import clients, engines, server
-from benchmarks.measure import Samples, Spread, Table, interleave, machine, ratio
+from benchmarks.load import Measured
+from benchmarks.measure import machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +50,12 @@ MODES = {
 }
 
 
-@dataclass(slots=True)
-class Measured:
-    """Microseconds a request: of CPU, and by the clock from the first to the last divided by their number."""
-
-    cpu: Samples
-    clock: Samples = field(default_factory=dict)
-
-
 def measure(mode: Mode, port: int, url: str, rounds: int, rng: random.Random) -> Measured:
     """One mode: blocking calls one after the other, or ``at_once`` of them in flight on one event loop."""
     if not mode.at_once:
         made = mode.clients(port, url)
-        measured = _measure(mode, {name: _blocking(get, mode) for name, (get, _) in made.items()}, rounds, rng)
+        works = {name: load.one_by_one(get, mode.requests) for name, (get, _) in made.items()}
+        measured = load.measure(works, mode.requests, rounds, rng)
         for _, client in made.values():
             client.close()
         return measured
@@ -73,50 +65,11 @@ def measure(mode: Mode, port: int, url: str, rounds: int, rng: random.Random) ->
             return mode.clients(port, url)
 
         made = runner.run(make())
-        works = {name: _awaiting(get, mode, runner) for name, (get, _) in made.items()}
-        measured = _measure(mode, works, rounds, rng)
+        works = {name: load.on_loop(get, mode.requests, mode.at_once, runner) for name, (get, _) in made.items()}
+        measured = load.measure(works, mode.requests, rounds, rng)
         for _, client in made.values():
             runner.run(client.aclose())
     return measured
-
-
-def _blocking(get: clients.Get, mode: Mode) -> Callable[[], None]:
-    def work() -> None:
-        for _ in range(mode.requests):
-            get()
-
-    return work
-
-
-def _awaiting(get: clients.GetAsync, mode: Mode, runner: asyncio.Runner) -> Callable[[], None]:
-    async def some() -> None:
-        for _ in range(mode.requests // mode.at_once):
-            await get()
-
-    async def all_of_them() -> None:
-        if mode.at_once == 1:
-            await some()
-        else:
-            await asyncio.gather(*(some() for _ in range(mode.at_once)))
-
-    return lambda: runner.run(all_of_them())
-
-
-def _measure(mode: Mode, works: dict[str, Callable[[], None]], rounds: int, rng: random.Random) -> Measured:
-    clock: Samples = {name: [] for name in works}
-
-    def sampler(name: str) -> Callable[[], float]:
-        def sample() -> float:
-            began, spent = time.perf_counter_ns(), time.process_time_ns()
-            works[name]()
-            spent = time.process_time_ns() - spent
-            clock[name].append((time.perf_counter_ns() - began) / mode.requests / 1e3)
-            return spent / mode.requests / 1e3
-
-        return sample
-
-    cpu = interleave({name: sampler(name) for name in works}, rounds, rng)
-    return Measured(cpu, {name: values[1:] for name, values in clock.items()})  # the first round warmed up
 
 
 def summarise(name: str, mode: Mode, measured: Measured) -> dict[str, Any]:
@@ -125,44 +78,23 @@ def summarise(name: str, mode: Mode, measured: Measured) -> dict[str, Any]:
     def base(candidate: str) -> str:
         return "httpx2" if mode.clients.__module__ == clients.__name__ and candidate.startswith("httpx2") else "httpx"
 
-    cpu, clock = measured.cpu, measured.clock
-    ratios = {each: ratio(cpu[each], cpu[base(each)]) for each in cpu}
+    found = load.figures(measured, "request", base)
     return {
-        "mode": name,
-        "cpu_us_per_request": {each: Spread.of(values).as_json() for each, values in cpu.items()},
-        "ratio_to_bare": {each: spread.as_json() for each, spread in ratios.items()},
-        "requests_per_second": {each: Spread.of([1e6 / value for value in values]).as_json() for each, values in clock.items()},
-        "speed_to_bare": {each: ratio(clock[base(each)], clock[each]).as_json() for each in clock},
-        "target": mode.target,
-        "reached": ratios[mode.ours].median <= mode.target,
+        "mode": name, **found, "target": mode.target, "reached": found["ratio_to_bare"][mode.ours]["median"] <= mode.target,
     }
 
 
 def show(result: dict[str, Any], mode: Mode) -> str:
     """A line a candidate, the dearest last."""
-    head = ["", "CPU us", "ratio to bare", "requests/s", "times bare"]
-    table = Table(f"{result['mode']}: a request of the client, medians [quartiles]", head)
-    ratios = result["ratio_to_bare"]
-    for name in sorted(ratios, key=lambda name: ratios[name]["median"]):
-        spent, times = result["cpu_us_per_request"][name], ratios[name]
-        table.rows.append([
-            name, f"{spent['median']:.0f} [{spent['q1']:.0f}-{spent['q3']:.0f}]",
-            f"{times['median']:.3f} [{times['q1']:.3f}-{times['q3']:.3f}]",
-            f"{result['requests_per_second'][name]['median']:,.0f}", f"{result['speed_to_bare'][name]['median']:.2f}",
-        ])
-    missed = (ratios[mode.ours]["median"] - mode.target) * 100
+    table = load.table(result, f"{result['mode']}: a request of the client", "request")
+    missed = (result["ratio_to_bare"][mode.ours]["median"] - mode.target) * 100
     verdict = "reached" if result["reached"] else f"missed by {missed:.1f} points"
     return f"{table}\n\ntarget: a full policy at {mode.target:g} of bare httpx's CPU: {verdict}\n"
 
 
 def main() -> int:
     """Measure, print, and write the JSON file if one is wanted."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.http", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=12, help="samples of each candidate (default: 12)")
-    parser.add_argument("--seed", type=int, default=1, help="of the order within a round (default: 1)")
-    parser.add_argument("--mode", action="append", choices=list(MODES), help="measure only this; may be repeated")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    options = parser.parse_args()
+    options = load.arguments("benchmarks.http", __doc__, list(MODES))
     rng = random.Random(options.seed)
     report: dict[str, Any] = {"machine": machine(), "rounds": options.rounds, "seed": options.seed, "modes": []}
     with server.running() as port:

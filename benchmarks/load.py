@@ -1,0 +1,101 @@
+"""Clients under load: what each spends of the CPU for a piece of work, and how much work it does a second, set against a bare one."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Samples, Spread, Table, interleave, ratio
+
+Work = Callable[[], object]
+
+
+@dataclass(slots=True)
+class Measured:
+    """Microseconds a piece of work: of CPU, and by the clock from the first to the last divided by their number."""
+
+    cpu: Samples
+    clock: Samples = field(default_factory=dict)
+
+
+def one_by_one(act: Work, times: int) -> Work:
+    """``act``, so many times."""
+    def work() -> None:
+        for _ in range(times):
+            act()
+
+    return work
+
+
+def on_loop(act: Callable[[], Awaitable[object]], times: int, at_once: int, runner: asyncio.Runner) -> Work:
+    """The same on an event loop, with so many in flight."""
+    async def some() -> None:
+        for _ in range(times // at_once):
+            await act()
+
+    async def all_of_them() -> None:
+        if at_once == 1:
+            await some()
+        else:
+            await asyncio.gather(*(some() for _ in range(at_once)))
+
+    return lambda: runner.run(all_of_them())
+
+
+def measure(works: dict[str, Work], pieces: int, rounds: int, rng: random.Random) -> Measured:
+    """Each of ``works`` does ``pieces`` of work in every round."""
+    clock: Samples = {name: [] for name in works}
+
+    def sampler(name: str) -> Callable[[], float]:
+        def sample() -> float:
+            began, spent = time.perf_counter_ns(), time.process_time_ns()
+            works[name]()
+            spent = time.process_time_ns() - spent
+            clock[name].append((time.perf_counter_ns() - began) / pieces / 1e3)
+            return spent / pieces / 1e3
+
+        return sample
+
+    cpu = interleave({name: sampler(name) for name in works}, rounds, rng)
+    return Measured(cpu, {name: values[1:] for name, values in clock.items()})  # the first round warmed up
+
+
+def figures(measured: Measured, piece: str, base: Callable[[str], str]) -> dict[str, Any]:
+    """As plain data. ``base`` says what a candidate is set against; ``piece`` is the word for one of the work."""
+    cpu, clock = measured.cpu, measured.clock
+    return {
+        f"cpu_us_per_{piece}": {each: Spread.of(values).as_json() for each, values in cpu.items()},
+        "ratio_to_bare": {each: ratio(cpu[each], cpu[base(each)]).as_json() for each in cpu},
+        f"{piece}s_per_second": {each: Spread.of([1e6 / value for value in values]).as_json() for each, values in clock.items()},
+        "speed_to_bare": {each: ratio(clock[base(each)], clock[each]).as_json() for each in clock},
+    }
+
+
+def table(result: dict[str, Any], title: str, piece: str) -> Table:
+    """``figures``, a line a candidate, the dearest last."""
+    shown = Table(f"{title}, medians [quartiles]", ["", "CPU us", "ratio to bare", f"{piece}s/s", "times bare"])
+    ratios = result["ratio_to_bare"]
+    for name in sorted(ratios, key=lambda name: ratios[name]["median"]):
+        spent, times = result[f"cpu_us_per_{piece}"][name], ratios[name]
+        shown.rows.append([
+            name, f"{spent['median']:.0f} [{spent['q1']:.0f}-{spent['q3']:.0f}]",
+            f"{times['median']:.3f} [{times['q1']:.3f}-{times['q3']:.3f}]",
+            f"{result[f'{piece}s_per_second'][name]['median']:,.0f}", f"{result['speed_to_bare'][name]['median']:.2f}",
+        ])
+    return shown
+
+
+def arguments(program: str, purpose: str | None, modes: list[str]) -> argparse.Namespace:
+    """What such a benchmark is told."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=(purpose or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=12, help="samples of each candidate (default: 12)")
+    parser.add_argument("--seed", type=int, default=1, help="of the order within a round (default: 1)")
+    parser.add_argument("--mode", action="append", choices=modes, help="measure only this; may be repeated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    return parser.parse_args()
