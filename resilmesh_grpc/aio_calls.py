@@ -198,6 +198,22 @@ class AioExchange(Exchange):
             self.sent = asyncio.Event()
         await self.sent.wait()
 
+    async def connection(self) -> None:
+        """Until an attempt has a connection, or there will be none: one that fails to get it may be repeated."""
+        while True:
+            await self.on_its_way()
+            native = self.native
+            if native is None or self.over:
+                return
+            try:
+                await native.wait_for_connection()
+            except grpc.aio.AioRpcError:
+                while self.native is native and not self.over:
+                    self.sent = asyncio.Event() if self.sent is None or self.sent.is_set() else self.sent
+                    await self.sent.wait()
+            else:
+                return
+
     # ------------------------------------------------------------------------------------------- writing
 
     async def write(self, message: Any) -> None:
@@ -405,10 +421,11 @@ class AioReader(AioExchange):
     async def send(self, call: Call) -> Answer:
         if call.injected is not None:
             return self.injected(call)
-        if self._dialled != call.number:
-            await self.dial_later(call)
-        native = self.native
+        native = None
         try:
+            if self._dialled != call.number:
+                await self.dial_later(call)
+            native = self.native
             found = await self._first_of(native)
         except grpc.aio.AioRpcError as error:
             self._attempt_over()
@@ -416,7 +433,7 @@ class AioReader(AioExchange):
         except asyncio.CancelledError:
             self._attempt_over()
             task = asyncio.current_task()
-            if self._struck is native and not (task is not None and task.cancelling()):
+            if native is not None and self._struck is native and not (task is not None and task.cancelling()):
                 return self.failed(Cancelled(), struck=True)
             raise
         if found is grpc.aio.EOF:
@@ -612,9 +629,9 @@ class _Held:
     async def wait_for_connection(self) -> None:
         """Until the attempt that is out is on its way, or the call is over. Raises what it ended in."""
         exchange = self._exchange
-        await exchange.on_its_way()
-        if exchange.native is not None and not exchange.over:
-            await exchange.native.wait_for_connection()
+        await exchange.connection()
+        if isinstance(exchange.failure, Cancelled):
+            raise asyncio.CancelledError
         if exchange.failure is not None:
             raise exchange.failure
 

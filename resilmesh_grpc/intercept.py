@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import grpc
 import grpc.aio
 
+from resilmesh.engine.call import SEND
 from resilmesh_grpc.aio_calls import AioPending, AioReader, StreamStreamCall, StreamUnaryCall, UnaryStreamCall, UnaryUnaryCall
 from resilmesh_grpc.aio_channel import AioPolicyChannel
 from resilmesh_grpc.channel import PolicyChannel
@@ -108,7 +109,7 @@ class _Interceptor:
         exchange = self._exchange(kind, arity, continuation, details, requests)
         if exchange is None:
             return await continuation(details, requests)
-        exchange.begin()
+        await exchange.begin_below()
         return held(exchange)
 
 
@@ -135,7 +136,8 @@ class _Pending(AioPending):
     def connected(self) -> bool:
         return False  # an interceptor cannot ask: grpc's word must do
 
-    def begin(self) -> None:
+    async def begin_below(self) -> None:
+        """Have the first attempt made."""
         self.task = self.loop.create_task(self.drive(self.call.start(self.monotonic())))
 
     async def send(self, call: Call) -> Answer:
@@ -159,8 +161,20 @@ class _Reader(AioReader):
     def connected(self) -> bool:
         return False  # as above
 
-    def begin(self) -> None:
-        self._step = self.call.start(self.monotonic())
+    async def begin_below(self) -> None:
+        """Make the first attempt, or see to it that it is made: whoever has the call need not read to have it sent."""
+        call = self.call
+        self._step = step = call.start(self.monotonic())
+        try:
+            if step is SEND and call.injected is None:
+                await self.dial_later(call)
+                return
+        except grpc.aio.AioRpcError as error:  # an interceptor below has waited for its end
+            self._step = call.answered(self.monotonic(), call.number, self.failed(error))
+        except BaseException:
+            self.abandon()
+            raise
+        self.open_alone()
 
     async def dial_later(self, call: Call) -> None:
         self.dialled(call, await _go_on(self, call, self.terminated))
