@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from resilmesh.drive import sync
+from resilmesh.drive.system import SYSTEM
 from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call, Step
 from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import OK, Answer, Verdict
@@ -113,6 +114,9 @@ class PendingCall(Exchange):
             self._conclude(step)
             return
         self._step += 1
+        if clock is not SYSTEM:  # a test's, which alone knows how its time passes
+            threading.Thread(target=self._pause, args=(step, self._step), name="resilmesh-grpc-pause", daemon=True).start()
+            return
         wake = partial(self._wake, self._step)
         timers.after(max(0.0, call.wake_at - clock.monotonic()), wake)
         if step is WAIT:
@@ -124,13 +128,18 @@ class PendingCall(Exchange):
             self._step += 1
             self._go_on(self.call.woke(self.caller.clock.monotonic()))
 
+    def _pause(self, step: Step, number: int) -> None:
+        then = sync.pause(self.call, step, self.caller.clock)
+        if not self.done and number == self._step:
+            self._go_on(then)
+
     def _send(self, call: Call) -> None:
         try:
             native, arguments = self.prepare(call)
             self.native = sent = native.future(self.request, **arguments)
-        except ValueError as closed:  # the channel is, while this was in its backoff
+        except ValueError as closed:  # the channel is, maybe while this waited for its slot or in its backoff
             self.leave()
-            if call.number == 1:
+            if call.number == 1 and not self._step:
                 self.abandon()
                 raise
             self._end(Cancelled(str(closed)))
