@@ -139,8 +139,8 @@ class PendingCall(Exchange):
             self.native = sent = native.future(self.request, **arguments)
         except ValueError as closed:  # the channel is, maybe while this waited for its slot or in its backoff
             self.leave()
+            self.abandon()
             if call.number == 1 and not self._step:
-                self.abandon()
                 raise
             self._end(Cancelled(str(closed)))
             return
