@@ -137,12 +137,13 @@ class PendingCall(Exchange):
         try:
             native, arguments = self.prepare(call)
             self.native = sent = native.future(self.request, **arguments)
-        except ValueError as closed:  # the channel is, maybe while this waited for its slot or in its backoff
+        except BaseException as error:  # the channel is closed, or the message cannot be written
             self.leave()
             self.abandon()
-            if call.number == 1 and not self._step:
+            if self.native is None and not self._step:
                 raise
-            self._end(Cancelled(str(closed)))
+            # Its caller has the future by now: this is a thread of grpc's or of the timers.
+            self._end(Cancelled(str(error)) if isinstance(error, ValueError) else error)
             return
         sent.add_done_callback(partial(self._ended, call.number))
 
