@@ -140,7 +140,10 @@ class Subchannel:
         core: Any = getattr(own, "_channel", None)
         if not hasattr(core, "check_connectivity_state"):
             return True
-        return bool(core.check_connectivity_state(False) == grpc.ChannelConnectivity.READY.value[0])
+        try:
+            return bool(core.check_connectivity_state(False) == grpc.ChannelConnectivity.READY.value[0])
+        except ValueError:  # it was closed in the meantime: nobody knows either
+            return True
 
 
 #: An address, the seconds that a connection may take, an authority.

@@ -7,6 +7,7 @@ import pytest
 from h2.errors import ErrorCodes
 
 import resilmesh_grpc
+from resilmesh_grpc.subchannels import Subchannel
 from tests.grpc.grpc_driver import HOST, held, mesh_of, until
 from tests.grpc.grpc_service import HANG, GrpcService
 from tests.grpc.protos.shop_pb2 import Order
@@ -55,3 +56,13 @@ def test_a_future_whose_message_cannot_be_written_holds_nothing() -> None:
                 channel.unary_unary("/resilmesh.test.v1.Shop/Buy", request_serializer=_raises).future(Order())
             assert caught.value.code() is grpc.StatusCode.INTERNAL
             assert held(mesh) == 0
+
+
+def test_a_connection_is_asked_about_whose_channel_was_closed() -> None:
+    """Whether an attempt was sent is asked when it has failed, and by then its channel may be closed."""
+    with GrpcService() as service, grpc.insecure_channel(service.address) as plain:
+        sub = Subchannel(plain, lambda each: None)
+        ShopStub(plain).Buy(Order())
+        assert sub.connected()
+        plain.close()
+        assert sub.connected()
