@@ -13,13 +13,14 @@ from resilmesh.drive.context import DEADLINE
 from resilmesh.engine.call import RAISE, RETURN, SEND, SLEEP, WAIT, Call
 from resilmesh.engine.verdict import Answer, Verdict, mask, of_status
 from resilmesh.http import AsyncTransport, Transport
+from tests.conformance.grpc_drivers import GRPC_DRIVERS
 from tests.conformance.world import Driver, Gone, World, plainly
 
 STATUSES = {"ok": 200, "fail": 503, "throttled": 429, "404": 404, "409": 409}
 _LOST = mask("5xx", "gateway-error", "reset")
 
 
-class EngineAlone:
+class EngineAlone(Driver):
     """A loop over the steps of a call, without any of the library's own."""
 
     can = frozenset({"status", "cut"})
@@ -79,7 +80,7 @@ def _act(word: str) -> str:
     return word
 
 
-class Function:
+class Function(Driver):
     """What the drivers of functions share: what their caller gets."""
 
     runtime: str
@@ -171,7 +172,7 @@ class AttemptsAwaiting(Awaiting):
         return result
 
 
-class Http:
+class Http(Driver):
     """A client of httpx or httpx2 over a transport that answers by the script."""
 
     can = frozenset({"status", "cut"})
@@ -264,4 +265,5 @@ DRIVERS: dict[str, Callable[[], Driver]] = {
     "httpx2": lambda: Http("httpx2", "plain"),
     "httpx2-asyncio": lambda: Http("httpx2", "asyncio"),
     "httpx2-trio": lambda: Http("httpx2", "trio"),
+    **GRPC_DRIVERS,
 }

@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from tests.conformance.drivers import DRIVERS
+from tests.conformance.grpc_drivers import GRPC_DRIVERS
 from tests.conformance.scenarios import SCENARIOS, Scenario
 from tests.conformance.world import World, plainly
 from tests.drive.guarding import idle
@@ -37,3 +38,4 @@ def test_every_driver_plays_most_of_the_scenarios() -> None:
     assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS) >= 35
     assert min(played.values()) >= 25, played
     assert played["httpx"] == played["engine"] == len(SCENARIOS)
+    assert {played[name] for name in GRPC_DRIVERS} == {len(SCENARIOS)}

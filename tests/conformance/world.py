@@ -29,6 +29,10 @@ class Driver(Protocol):
     #: "plain", "asyncio" or "trio".
     runtime: str
 
+    def policy(self, text: str, scenario: Scenario) -> str:
+        """A scenario's policy in the words of the driver's protocol."""
+        return text
+
     async def call(self, world: World, outcomes: list[str]) -> str:
         """Make one call of ``svc``; what its caller got, in the words of ``Scenario.results``."""
 
@@ -53,7 +57,7 @@ class World:
         self.scenario = scenario
         self.driver = driver
         self.clock = ManualClock()
-        self.mesh = resilmesh.Mesh.from_text(_policy(scenario), clock=self.clock, seed=1)
+        self.mesh = resilmesh.Mesh.from_text(driver.policy(_policy(scenario), scenario), clock=self.clock, seed=1)
         self.mesh.subscribe(lambda event: self._words.append(_told(event)))
         self.results: list[str] = []
         self.story: list[str] = []
