@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,18 @@ def status_of(native: Any) -> grpc.aio.AioRpcError:
         at_once(native.trailing_metadata(), grpc.aio.Metadata()), details=at_once(native.details(), ""),
         debug_error_string=at_once(native.debug_error_string(), "") if hasattr(native, "debug_error_string") else "",
     )
+
+
+def _release_senders(native: Any) -> None:
+    """An attempt is over: whoever sends its requests would wait for ever for its connection, or for the next request.
+
+    grpc leaves them to it (attributes of its own, which a test pins).
+    """
+    sent, sender = getattr(native, "_metadata_sent", None), getattr(native, "_async_request_poller", None)
+    if sent is not None:
+        sent.set()
+    if sender is not None:
+        sender.cancel()
 
 
 class AioExchange(Exchange):
@@ -100,6 +113,8 @@ class AioExchange(Exchange):
         if self.sent is not None:
             self.sent.set()
         made.add_done_callback(partial(ended, call.number))
+        if self.method.streams_requests:
+            made.add_done_callback(_release_senders)
         return made
 
     async def set_aside(self) -> None:
@@ -182,8 +197,12 @@ class AioExchange(Exchange):
             return
         self.over = True
         self.call.orphan()
-        self.native = None  # grpc cancels what is forgotten
-        if self.task is not None and not self.loop.is_closed():
+        native, self.native = self.native, None  # grpc cancels what is forgotten, but not the task that sends its requests
+        if self.loop.is_closed():
+            return
+        if native is not None and self.method.streams_requests:
+            self.loop.call_soon_threadsafe(native.cancel)
+        if self.task is not None:
             self.loop.call_soon_threadsafe(self.task.cancel)
 
     def last(self) -> Any:
@@ -223,12 +242,19 @@ class AioExchange(Exchange):
             await native.write(message)
         except grpc.aio.AioRpcError as error:
             raise (error if self.failure is None else self.failure) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.cancelled or (task is not None and task.cancelling()):
+                raise
+            await self.wait_over()  # it was a time-out of ours that cancelled the attempt
+            raise (asyncio.CancelledError() if self.failure is None else self.failure) from None
 
     async def done_writing(self) -> None:
         """There is nothing more to send."""
         await self.on_its_way()
         if self.native is not None and not self.over:
-            await self.native.done_writing()
+            with suppress(grpc.aio.InternalError):  # the call is over, of which whoever reads learns
+                await self.native.done_writing()
 
     async def _writable(self) -> Any:
         await self.on_its_way()
