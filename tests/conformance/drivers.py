@@ -1,4 +1,4 @@
-"""The drivers that every scenario is played through, from the engine alone to the clients."""
+"""The drivers that every scenario is played through, from the engine alone to the clients. Those of gRPC: ``grpc_drivers``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ _LOST = mask("5xx", "gateway-error", "reset")
 class EngineAlone(Driver):
     """A loop over the steps of a call, without any of the library's own."""
 
-    can = frozenset({"status", "cut"})
+    can = frozenset({"status", "cut", "pushback"})
     runtime = "plain"
+
+    def __init__(self, late: float = 0) -> None:
+        self.late = late
 
     async def call(self, world: World, outcomes: list[str]) -> str:
         plan = world.mesh.table.named("svc", None)[1]
@@ -52,17 +55,21 @@ class EngineAlone(Driver):
             elif step is RETURN:
                 return {"404": "ok", "409": "ok"}.get(result, result.split()[0])
 
-    @staticmethod
-    def _answer(world: World, call: Call, outcome: str) -> Answer:
+    def _answer(self, world: World, call: Call, outcome: str) -> Answer:
         word, _, seconds = outcome.partition(" ")
         if word == "hang":
-            world.clock.advance(call.headers_by - world.clock.monotonic())
+            world.clock.advance(call.headers_by - world.clock.monotonic() + self.late)
             return Answer(Verdict.FAILURE, _LOST, timed_out=True)
         if word == "reset":
             return Answer(Verdict.FAILURE, _LOST)
         if word == "refused":
             return Answer(Verdict.UNSENT, _LOST | mask("connect-failure"), local_origin=True)
-        return Answer(*of_status(STATUSES[word]), STATUSES[word], retry_after=float(seconds) if seconds else None)
+        verdict, words = of_status(STATUSES[word])
+        wait = float(seconds) if seconds else None
+        if "pushback" in world.scenario.needs:
+            never = wait is not None and wait < 0
+            return Answer(verdict, words, STATUSES[word], again=False if never else None, backoff=None if never else wait)
+        return Answer(verdict, words, STATUSES[word], retry_after=wait)
 
     async def close(self) -> None:
         """Nothing is open."""

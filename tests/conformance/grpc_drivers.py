@@ -1,6 +1,7 @@
-"""gRPC's drivers: the channels of ``resilmesh_grpc`` over channels of grpc's shape that answer by the script.
+"""The drivers of gRPC: channels of ours over channels of grpc's shape, which answer by the script and let the manual clock's time pass.
 
-gRPC has statuses of its own, so a scenario is put into its words (``WORDS``, ``STATUSES``); the story that it tells is the same.
+What differs by gRPC's nature is in the tables below, and nothing else is let pass: the story is the same, to the time of each event.
+A time-out of ours that ends a stream's attempt strikes in real time: the stream waits until it is cancelled.
 """
 
 from __future__ import annotations
@@ -8,442 +9,438 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import grpc
 import grpc.aio
 
 import resilmesh_grpc
 from resilmesh import ResilmeshError
-from tests.conformance.scenarios import Scenario
+from tests.conformance.scenarios import CUT, PUSHBACK, Scenario
 from tests.conformance.world import Driver, Gone, World, plainly
 
-#: What a policy for HTTP says, and what says the same for gRPC: a status by its number or class has a word of its own, or none.
-#: ``cancelled`` is the one word for a status that counts as a success, as 404 and 409 do.
+#: Words of retryOn: a status that the service gave is repeated by gRPC's own alone. Of the statuses that count as a success, as 404
+#: and 409 do, CANCELLED is the one that has a word.
 WORDS = {"5xx": "5xx, unavailable", "429": "resource-exhausted", "404": "cancelled", "retriable-4xx": "cancelled"}
-#: A service's answers. What the policy repeats by its number or class is what gRPC has a word for; else it is a status without one.
-STATUSES = {"fail": "UNAVAILABLE", "throttled": "RESOURCE_EXHAUSTED", "404": "NOT_FOUND", "409": "ABORTED"}
-#: What grpc itself makes of what happens to a connection.
-LOCAL = {
-    "refused": "failed to connect to all addresses; last error: connection refused", "reset": "Socket closed",
-    "hang": "Deadline Exceeded",
+#: What the service answers; CANCELLED, where the policy repeats a 404 or 409 by the word of HTTP's that is here.
+STATUSES = {"ok": "OK", "fail": "UNAVAILABLE", "throttled": "RESOURCE_EXHAUSTED", "404": "NOT_FOUND", "409": "ABORTED"}
+REPEATED = {"404": "404", "409": "retriable-4xx"}
+#: What grpc itself makes of an attempt that was lost: a status with a text of its own.
+LOST = {
+    "refused": ("UNAVAILABLE", "failed to connect to all addresses; last error: connection refused"),
+    "reset": ("UNAVAILABLE", "Socket closed"),
+    "hang": ("DEADLINE_EXCEEDED", "Deadline Exceeded"),
 }
-#: More than every limit of the scenarios, which passes in real time too where a timer watches over it.
-BEYOND_LIMITS = 0.031
-#: For what only a limit of ours would end. Seconds.
+#: What the caller got, by the status of an error that is not ours: HTTP's callers get a response with 404 or 409.
+RESULTS = {"UNAVAILABLE": "fail", "RESOURCE_EXHAUSTED": "throttled", "NOT_FOUND": "ok", "ABORTED": "ok", "CANCELLED": "ok"}
+#: Seconds from a limit to the end of an attempt that hangs: by so much is the deadline that grpc is given later, on purpose.
+LATE = 0.001
+#: Seconds that such an attempt takes: the limit of every scenario that has one, and that.
+HANGS = 0.03 + LATE
+#: Real seconds for which a test waits for what must come.
 PATIENCE = 10.0
 
 
-def in_words_of_grpc(policy: str, scenario: Scenario) -> str:
-    """A policy of the scenarios, for a service that speaks gRPC. Of HTTP the method says whether a call may be repeated; here the route."""
-    for found in re.findall(r"retryOn: \[.*?\]", policy):
-        words = re.sub(r"[\w-]+(?=[,\]])", lambda word: WORDS.get(word[0], word[0]), found)
-        policy = policy.replace(found, f"idempotent: {str(scenario.idempotent).lower()}, {words}")
-    return policy.replace("  hosts:", "  protocol: GRPC\n  hosts:")
+class Status(NamedTuple):
+    """How a call of grpc's ends."""
+
+    code: grpc.StatusCode
+    details: str = ""
+    trailing: tuple[tuple[str, str], ...] = ()
 
 
-class Ended(grpc.RpcError, grpc.Call):  # type: ignore[misc]  # generic in its stubs only
-    """A blocking call that is over, with whatever status; an error, where that is not OK."""
-
-    def __init__(self, code: str, details: str = "", trailing: tuple[tuple[str, str], ...] = ()) -> None:
-        self._code, self._details, self._trailing = grpc.StatusCode[code], details, trailing
-
-    def code(self) -> Any:
-        return self._code
-
-    def details(self) -> str:
-        return self._details
-
-    def trailing_metadata(self) -> Any:
-        return self._trailing
-
-    def initial_metadata(self) -> Any:
-        return ()
-
-    def is_active(self) -> bool:
-        return False
-
-    def time_remaining(self) -> Any:
-        return None
-
-    def cancel(self) -> Any:
-        return False
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        return False
-
-    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
-        callback(self)
-
-    def result(self, timeout: float | None = None) -> str:
-        if self._code is not grpc.StatusCode.OK:
-            raise self
-        return "body"
+OK = Status(grpc.StatusCode.OK)
+CANCELLED = Status(grpc.StatusCode.CANCELLED, "Locally cancelled by application!")  # grpc's own words
 
 
-def ended(world: World, outcome: str) -> Ended:
-    """What an outcome is in gRPC."""
-    word, _, seconds = outcome.partition(" ")
-    if word == "ok":
-        return Ended("OK")
-    if word in LOCAL:
-        return Ended("DEADLINE_EXCEEDED" if word == "hang" else "UNAVAILABLE", LOCAL[word])
-    retries = world.scenario.blocks.get("retries", "")
-    repeated = (word == "404" and "404" in retries) or (word == "409" and "retriable-4xx" in retries)
-    asked = (("retry-after", seconds),) if seconds else ()
-    return Ended("CANCELLED" if repeated else STATUSES[word], "the service says so", asked)
+class Script:
+    """A call's request: what its attempts turn out to be. ``go`` is how its caller goes away, where that does not wait itself."""
 
-
-CANCELLED = Ended("CANCELLED", "Locally cancelled by application!")
-
-
-class Scripts:
-    """What the calls that are being made turn out to be; a call may be made while another is."""
-
-    def __init__(self) -> None:
-        self.world: World
-        self.outcomes: list[list[str]] = []
-        #: Has the caller of the call cancelled, by whoever the service of the call is.
-        self.gone: list[Callable[[], object]] = []
+    def __init__(self, world: World, outcomes: list[str], go: Callable[[], object]) -> None:
+        self._world, self._scenario, self._outcomes, self.go = world, world.scenario, outcomes, go
 
     async def happen(self) -> str:
-        return await self.world.happen(self.outcomes[-1])
+        return await self._world.happen(self._outcomes)
 
+    def status(self, outcome: str) -> Status:
+        """How an attempt with this outcome ends."""
+        word, _, seconds = outcome.partition(" ")
+        if word in LOST:
+            name, details = LOST[word]
+            return Status(grpc.StatusCode[name], details)
+        if word == "ok":
+            return OK
+        by_word = word in REPEATED and REPEATED[word] in self._scenario.blocks.get("retries", "")
+        asked = ("grpc-retry-pushback-ms", f"{seconds}000") if "pushback" in self._scenario.needs else ("retry-after", seconds)
+        code = grpc.StatusCode["CANCELLED" if by_word else STATUSES[word]]
+        return Status(code, "the service says so", (asked,) if seconds else ())
 
-class Channel:
-    """grpc's channel, as far as ours asks: it has nothing but what is called."""
-
-    def __init__(self, scripts: Scripts, callable_: Callable[..., Any]) -> None:
-        self._scripts, self._callable = scripts, callable_
-
-    def unary_unary(self, *_: Any, **__: Any) -> Any:
-        return self._callable(self._scripts)
-
-    unary_stream = unary_unary
-
-    def get_state(self) -> grpc.ChannelConnectivity:
-        return grpc.ChannelConnectivity.TRANSIENT_FAILURE
-
-    def close(self, grace: float | None = None) -> Any:
-        """Nothing is open. Awaited by grpc.aio's callers alone, for whom this is a coroutine function in ``AioChannel``."""
-
-
-class AioChannel(Channel):
-    async def close(self, grace: float | None = None) -> None:
-        """Nothing is open."""
+    def hang(self, timeout: float | None) -> bool:
+        """Let its time pass. True: grpc's own deadline has ended the attempt; False: we shall have to cancel it."""
+        expires = timeout is not None and timeout < 2 * HANGS
+        self._world.clock.advance(timeout if timeout is not None and expires else HANGS)
+        return expires
 
 
 # ------------------------------------------------------------------------------------------------ blocking
 
 
+class Ended(grpc.RpcError):
+    """A call that is over, as grpc's errors are."""
+
+    def __init__(self, status: Status = OK) -> None:
+        super().__init__()
+        self.status = status
+
+    def code(self) -> grpc.StatusCode:
+        return self.status.code
+
+    def details(self) -> str:
+        return self.status.details
+
+    def initial_metadata(self) -> Any:
+        return ()
+
+    def trailing_metadata(self) -> Any:
+        return self.status.trailing
+
+
 class Unary:
-    """A callable for a message each way, in its three styles."""
+    """A callable for one message each way."""
 
-    def __init__(self, scripts: Scripts) -> None:
-        self._scripts = scripts
-
-    def __call__(self, request: Any, timeout: float | None = None, **_: Any) -> str:
-        over = self._play(timeout)
-        if over.code() is not grpc.StatusCode.OK:
-            raise over
-        return "body"
-
-    def _play(self, timeout: float | None) -> Ended:
-        outcome = plainly(self._scripts.happen())
-        if outcome == "gone":
+    def __call__(self, request: Script, *, timeout: float | None, **_: Any) -> str:
+        future = Future(request, timeout)
+        if not future.done():
             raise Gone
+        return future.result()
+
+    def future(self, request: Script, *, timeout: float | None, **_: Any) -> Future:
+        return Future(request, timeout)
+
+
+class Future(Ended):
+    """Such a call: over when it has begun, unless its caller is to go away meanwhile."""
+
+    def __init__(self, script: Script, timeout: float | None) -> None:
+        super().__init__()
+        self._callbacks: list[Callable[[Future], object]] = []
+        outcome = plainly(script.happen())
+        self._over = outcome != "gone"
+        if not self._over:
+            script.go()
+            return
         if outcome == "hang":
-            assert timeout is not None, "nothing would end it"
-            self._scripts.world.clock.advance(timeout)
-        return ended(self._scripts.world, outcome)
+            assert script.hang(timeout), "the whole of a unary attempt is within the deadline that grpc is given"
+        self.status = script.status(outcome)
 
-    def future(self, request: Any, timeout: float | None = None, **_: Any) -> Any:
-        gone = self._scripts.gone[-1]
-        try:
-            return self._play(timeout)
-        except Gone:
-            gone()
-            return Pending()
+    def done(self) -> bool:
+        return self._over
 
-
-class Pending(Ended):
-    """A call that nobody answers: over when it is cancelled."""
-
-    def __init__(self) -> None:
-        super().__init__("CANCELLED", "Locally cancelled by application!")
-        self._callbacks: list[Callable[[Any], object]] = []
-
-    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
-        self._callbacks.append(callback)
-
-    def cancel(self) -> Any:
+    def cancel(self) -> None:
+        self._over, self.status = True, CANCELLED
         for callback in self._callbacks:
             callback(self)
-        return True
+
+    def add_done_callback(self, callback: Callable[[Future], object]) -> None:
+        if self._over:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
+
+    def result(self, timeout: float | None = None) -> str:
+        if self.status is not OK:
+            raise self
+        return "body"
 
 
-class Stream:
-    """A callable that gives a stream of one message."""
+class Stream(Ended):
+    """A call that gives one message and ends, or fails. Its end is told on another thread, as grpc does."""
 
-    def __init__(self, scripts: Scripts) -> None:
-        self._scripts = scripts
-
-    def __call__(self, request: Any, timeout: float | None = None, **_: Any) -> Any:
-        return Streamed(self._scripts, timeout)
-
-
-class Streamed(Ended):
-    """The stream. Its end is told to whoever asks for it, as grpc's is, by a callback."""
-
-    def __init__(self, scripts: Scripts, timeout: float | None) -> None:
-        super().__init__("OK")
-        self._scripts, self._timeout = scripts, timeout
-        self._callbacks: list[Callable[[], None]] = []
+    def __init__(self, request: Script, *, timeout: float | None, **_: Any) -> None:
+        super().__init__()
+        self._script, self._timeout = request, timeout
+        self._callbacks: list[Callable[[], object]] = []
         self._cancelled = threading.Event()
-        self._begun = self._ended = False
+        self._given = self._over = False
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
-        if self._begun:
-            self._end(Ended("OK"))
+        if self._given:
+            self._end(OK)
             raise StopIteration
-        self._begun = True
-        outcome = plainly(self._scripts.happen())
+        outcome = plainly(self._script.happen())
         if outcome == "gone":
             raise Gone
-        if outcome == "hang":
-            self._scripts.world.clock.advance(BEYOND_LIMITS)
-            if not self._cancelled.wait(self._timeout or PATIENCE) and self._timeout is None:
-                outcome = "ok"  # and so the wrong story
-        over = CANCELLED if self._cancelled.is_set() else ended(self._scripts.world, outcome)
-        if over.code() is grpc.StatusCode.OK:
+        status = self._script.status(outcome)
+        if outcome == "hang" and not self._script.hang(self._timeout):
+            assert self._cancelled.wait(PATIENCE), "its time is over, and nobody cancels it"
+            status = CANCELLED
+        if status is OK:
+            self._given = True
             return "body"
-        self._end(over)
+        self._end(status)
         raise self
 
-    def _end(self, over: Ended) -> None:
-        if not self._ended:
-            self._ended = True
-            self._code, self._details, self._trailing = over.code(), over.details(), over.trailing_metadata()
-            for callback in self._callbacks:  # on a thread of grpc's own
-                thread = threading.Thread(target=callback)
-                thread.start()
-                thread.join()
+    def _end(self, status: Status) -> None:
+        self._over, self.status = True, status
+        for callback in self._callbacks:
+            told = threading.Thread(target=callback)
+            told.start()
+            told.join(PATIENCE)
 
     def is_active(self) -> bool:
-        return not self._ended
+        return not self._over
 
-    def cancel(self) -> Any:
+    def cancel(self) -> None:
         self._cancelled.set()
-        return True
 
-    def add_callback(self, callback: Callable[[], None]) -> bool:
+    def add_callback(self, callback: Callable[[], object]) -> bool:
         self._callbacks.append(callback)
         return True
-
-
-class Grpc(Driver):
-    """What the drivers share: a channel of ours over one of theirs, and what its caller got."""
-
-    can = frozenset({"status", "cut"})
-    runtime = "plain"
-    def __init__(self, style: str) -> None:
-        self._style = style
-        self._scripts = Scripts()
-        self._channel: Any = None
-
-    def policy(self, text: str, scenario: Scenario) -> str:
-        return in_words_of_grpc(text, scenario)
-
-    async def call(self, world: World, outcomes: list[str]) -> str:
-        if self._channel is None:
-            self._scripts.world = world
-            self._channel = self._open(world)
-        self._scripts.outcomes.append(outcomes)
-        kind = "unary_stream" if self._style == "stream" else "unary_unary"
-        try:
-            return await self._make(getattr(self._channel, kind)("/conformance.Service/Act"))
-        except Gone:
-            return "gone"
-        except ResilmeshError as error:
-            name = type(error).__name__
-            return name if isinstance(error, grpc.RpcError) else f"{name}, which handlers of gRPC's errors do not know"
-        except grpc.RpcError as error:
-            code = error.code()  # type: ignore[attr-defined]  # every one has it
-            words = {grpc.StatusCode.RESOURCE_EXHAUSTED: "throttled", grpc.StatusCode.UNAVAILABLE: "fail"}
-            return words.get(code, "ok")
-        finally:
-            self._scripts.outcomes.pop()
-
-    def _open(self, world: World) -> Any:
-        channel = resilmesh_grpc.channel(world.mesh, "svc.test")
-        subchannels: Any = channel._caller.subchannels  # type: ignore[attr-defined]  # below this is what the script stands for
-        subchannels._open = lambda *_: Channel(self._scripts, Stream if self._style == "stream" else Unary)
-        return channel
-
-    async def _make(self, callable_: Any) -> str:
-        if self._style == "stream":
-            return str(list(callable_("request")) and "ok")
-        if self._style == "call":
-            return str(callable_("request") and "ok")
-        moved = threading.Event()
-        gone: list[bool] = []
-        self._scripts.gone.append(lambda: (gone.append(True), moved.set()))
-        try:
-            future = callable_.future("request")
-            future.add_done_callback(lambda _: moved.set())
-            assert moved.wait(10)
-            if gone:
-                future.cancel()
-                return "gone"
-            return str(future.result(10) and "ok")
-        finally:
-            self._scripts.gone.pop()
-
-    async def close(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
 
 
 # -------------------------------------------------------------------------------------------- asynchronous
 
 
-class AioCallable:
-    """grpc.aio's, of either kind."""
+class AioCall:
+    """A call of grpc.aio, which begins by itself."""
 
-    def __init__(self, scripts: Scripts) -> None:
-        self._scripts = scripts
-
-    def __call__(self, request: Any, *, timeout: float | None = None, **_: Any) -> Any:
-        return AioPlayed(self._scripts, timeout)
-
-
-class AioPlayed:
-    """A call of grpc.aio, awaited or read: it begins by itself."""
-
-    def __init__(self, scripts: Scripts, timeout: float | None) -> None:
-        self._scripts, self._timeout = scripts, timeout
-        self._over: Ended | None = None
-        self._callbacks: list[Callable[[Any], object]] = []
-        self._locally = False
-        self._read = False
-        self._done = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._play())
+    def __init__(self, request: Script, *, timeout: float | None, **_: Any) -> None:
+        self._script, self._timeout = request, timeout
+        self._callbacks: list[Callable[[AioCall], object]] = []
+        self._status: Status | None = None
+        self._answered = asyncio.Event()
+        self._playing = asyncio.create_task(self._play())
 
     async def _play(self) -> None:
-        scripts = self._scripts
-        gone = scripts.gone[-1]
-        outcome = await scripts.happen()
+        script = self._script
+        outcome = await script.happen()
         if outcome == "gone":
-            gone()
+            script.go()
             return
-        if outcome == "hang":
-            scripts.world.clock.advance(BEYOND_LIMITS)
-            await asyncio.sleep(self._timeout or PATIENCE)
-            if self._timeout is None:
-                outcome = "ok"  # and so the wrong story
-        self._end(ended(scripts.world, outcome))
+        if outcome == "hang" and not script.hang(self._timeout):
+            await asyncio.sleep(PATIENCE)
+            raise AssertionError("its time is over, and nobody cancels it")
+        self._answer(script.status(outcome))
 
-    def _end(self, over: Ended) -> None:
-        if self._over is None:
-            self._over = over
-            self._done.set()
+    def _answer(self, status: Status) -> None:
+        """The service has answered: with all that there is."""
+        self._end(status)
+
+    def _end(self, status: Status) -> None:
+        if self._status is None:
+            self._status = status
+            self._answered.set()
             for callback in self._callbacks:
                 callback(self)
 
     def cancel(self) -> bool:
-        self._locally = self._over is None
-        self._task.cancel()
+        self._playing.cancel()
         self._end(CANCELLED)
-        return self._locally
+        return self.cancelled()
 
     def cancelled(self) -> bool:
-        return self._locally
+        return self._status is CANCELLED
 
     def done(self) -> bool:
-        return self._over is not None
+        return self._status is not None
 
-    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+    def add_done_callback(self, callback: Callable[[AioCall], object]) -> None:
         self._callbacks.append(callback)
 
-    async def _ended(self) -> Ended:
-        if self._over is None:
-            await self._done.wait()
-        assert self._over is not None
-        return self._over
+    async def _ended(self) -> Status:
+        await self._answered.wait()
+        assert self._status is not None
+        return self._status
 
-    async def code(self) -> Any:
-        return (await self._ended()).code()
+    async def code(self) -> grpc.StatusCode:
+        return (await self._ended()).code
 
     async def details(self) -> str:
-        return (await self._ended()).details()
+        return (await self._ended()).details
 
     async def initial_metadata(self) -> Any:
         return grpc.aio.Metadata()
 
     async def trailing_metadata(self) -> Any:
-        return grpc.aio.Metadata(*(await self._ended()).trailing_metadata())
+        return grpc.aio.Metadata(*(await self._ended()).trailing)
 
-    def __await__(self) -> Any:
-        return self._message().__await__()
-
-    async def _message(self) -> str:
-        over = await self._ended()
-        if self._locally:
+    async def _body(self) -> str:
+        await self._answered.wait()
+        status = self._status or OK
+        if status is CANCELLED:
             raise asyncio.CancelledError
-        if over.code() is grpc.StatusCode.OK:
-            return "body"
-        raise grpc.aio.AioRpcError(over.code(), grpc.aio.Metadata(), grpc.aio.Metadata(*over.trailing_metadata()), over.details())
+        if status is not OK:
+            raise grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), grpc.aio.Metadata(*status.trailing), status.details)
+        return "body"
 
-    async def __aiter__(self) -> AsyncIterator[str]:
-        yield await self._message()
+
+class AioUnary(AioCall):
+    def __await__(self) -> Any:
+        return self._body().__await__()
+
+
+class AioStream(AioCall):
+    """One message, and the end when that is asked for."""
+
+    _given = False
+
+    def _answer(self, status: Status) -> None:
+        if status is OK:
+            self._answered.set()
+        else:
+            self._end(status)
 
     async def read(self) -> Any:
-        if self._read:
+        if self._given:
+            self._end(OK)
             return grpc.aio.EOF
-        message = await self._message()
-        self._read = True
-        return message
+        body = await self._body()
+        self._given = True
+        return body
+
+    async def __aiter__(self) -> Any:
+        while (message := await self.read()) is not grpc.aio.EOF:
+            yield message
+
+
+# ------------------------------------------------------------------------------------------------- drivers
+
+
+class Channel:
+    """What grpc's functions give that open a channel, as far as ours ask for it."""
+
+    #: Where a channel of grpc.aio keeps its interceptors.
+    _unary_unary_interceptors = _unary_stream_interceptors = _stream_unary_interceptors = _stream_stream_interceptors = ()
+
+    def __init__(self, unary: Any, stream: Any) -> None:
+        self._unary, self._stream = unary, stream
+
+    def unary_unary(self, path: str, **_: Any) -> Any:
+        return self._unary
+
+    def unary_stream(self, path: str, **_: Any) -> Any:
+        return self._stream
+
+    def get_state(self) -> grpc.ChannelConnectivity:
+        return grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class AioChannel(Channel):
+    async def close(self, grace: float | None) -> None:  # type: ignore[override]  # that of grpc.aio
+        """Nothing is open."""
+
+
+class Grpc(Driver):
+    """A stub's method of a channel of ours. ``style``: unary, stream or future."""
+
+    can = PUSHBACK | CUT
+    runtime = "plain"
+    late = LATE
+    _grpc: Any = grpc
+
+    def __init__(self, style: str) -> None:
+        self._style = style
+        self._channel: Any = None
+        self._callable: Any = None
+
+    def blocks(self, scenario: Scenario) -> dict[str, str]:
+        """With gRPC's words; and with ``idempotent``, because a call has no method of HTTP's that says so."""
+        blocks = scenario.blocks | {"protocol": "GRPC"}
+        if "retries" in blocks:
+            listed = re.search(r"retryOn: \[(.*?)\]", blocks["retries"])
+            assert listed is not None
+            words = ", ".join(WORDS.get(word, word) for word in listed[1].split(", "))
+            harmless = str(scenario.idempotent).lower()
+            blocks["retries"] = blocks["retries"].replace(listed[0], f"retryOn: [{words}], idempotent: {harmless}")
+        return blocks
+
+    async def call(self, world: World, outcomes: list[str]) -> str:
+        if self._callable is None:
+            self._open(world)
+        try:
+            with patch.object(self._grpc, "insecure_channel", lambda *_, **__: self._fake()):
+                return await self._make(world, outcomes)
+        except Gone:
+            return "gone"
+        except grpc.RpcError as error:
+            return type(error).__name__ if isinstance(error, ResilmeshError) else RESULTS[error.code().name]
+
+    def _open(self, world: World) -> None:
+        self._channel = self._connect(world)
+        self._callable = (self._channel.unary_stream if self._style == "stream" else self._channel.unary_unary)("/scenarios.Service/Act")
+
+    def _connect(self, world: World) -> Any:
+        return resilmesh_grpc.channel(world.mesh, "svc.test")
+
+    def _fake(self) -> Channel:
+        return Channel(Unary(), Stream)
+
+    async def _make(self, world: World, outcomes: list[str]) -> str:
+        moved = threading.Event()
+        script = Script(world, outcomes, moved.set)
+        if self._style == "unary":
+            assert self._callable(script) == "body"
+            return "ok"
+        if self._style == "stream":
+            assert list(self._callable(script)) == ["body"]
+            return "ok"
+        future = self._callable.future(script)
+        future.add_done_callback(lambda _: moved.set())
+        assert moved.wait(PATIENCE)
+        if not future.done():
+            future.cancel()
+            raise Gone
+        assert future.result(0) == "body"
+        return "ok"
+
+    async def close(self) -> None:
+        self._channel.close()
 
 
 class GrpcAio(Grpc):
-    """The same with grpc.aio. Its callers go away as asyncio's do: their task is cancelled."""
+    """With grpc.aio. A caller goes away as asyncio's do: its task is cancelled."""
 
     runtime = "asyncio"
+    _grpc = grpc.aio
 
-    def _open(self, world: World) -> Any:
-        channel = resilmesh_grpc.aio_channel(world.mesh, "svc.test")
-        subchannels: Any = channel._caller.subchannels  # type: ignore[attr-defined]  # as above
-        subchannels._open = lambda *_: AioChannel(self._scripts, AioCallable)
-        return channel
+    def _connect(self, world: World) -> Any:
+        return resilmesh_grpc.aio_channel(world.mesh, "svc.test")
 
-    async def _make(self, callable_: Any) -> str:
-        async def use() -> bool:
-            if self._style == "stream":
-                return bool([message async for message in callable_("request")])
-            return bool(await callable_("request"))
+    def _fake(self) -> Channel:
+        return AioChannel(AioUnary, AioStream)
 
-        task = asyncio.get_running_loop().create_task(use())
-        self._scripts.gone.append(task.cancel)
+    async def _make(self, world: World, outcomes: list[str]) -> str:
+        caller = asyncio.create_task(self._use(world, outcomes))
         try:
-            return str(await task and "ok")
+            assert await caller == ["body"]
         except asyncio.CancelledError:
             raise Gone from None
-        finally:
-            self._scripts.gone.pop()
+        return "ok"
+
+    async def _use(self, world: World, outcomes: list[str]) -> list[str]:
+        task = asyncio.current_task()
+        assert task is not None
+        script = Script(world, outcomes, task.cancel)
+        if self._style == "stream":
+            return [message async for message in self._callable(script)]
+        return [await self._callable(script)]
 
     async def close(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
+        await self._channel.close()
 
 
-GRPC_DRIVERS: dict[str, Callable[[], Grpc]] = {
-    "grpc": lambda: Grpc("call"),
+GRPC_DRIVERS: dict[str, Callable[[], Driver]] = {
+    "grpc": lambda: Grpc("unary"),
     "grpc-future": lambda: Grpc("future"),
     "grpc-stream": lambda: Grpc("stream"),
-    "grpc-aio": lambda: GrpcAio("call"),
+    "grpc-aio": lambda: GrpcAio("unary"),
     "grpc-aio-stream": lambda: GrpcAio("stream"),
 }

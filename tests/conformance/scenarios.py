@@ -2,7 +2,7 @@
 
 A call is a list of outcomes, one for each attempt that is made:
 
-    ok           fail (503, or an exception)     throttled [N] (429, with Retry-After: N)     404  409
+    ok           fail (503, or an exception)     throttled [N] (429, to come back in N seconds)     404  409
     refused      reset                           hang (until a limit ends it)                 gone (the caller is cancelled)
     2s OUTCOME   OUTCOME, after two seconds      (OUTCOME) ok, and a call with this outcome is made meanwhile
     -            no attempt is made
@@ -27,12 +27,14 @@ class Scenario:
     #: One line a call.
     story: list[str]
     mesh: str = ""
-    #: What a driver must be able to do: "status" (there are HTTP statuses), "cut" (an attempt that hangs can be ended).
+    #: What a driver must be able to do: "status" (there are statuses), "cut" (an attempt that hangs can be ended), "pushback"
+    #: (gRPC's own way to say when to come back, in place of Retry-After: obeyed to the millisecond, without a limit; -1 forbids it).
     needs: frozenset[str] = field(default_factory=frozenset)
     idempotent: bool = True
 
 
 STATUS, CUT = frozenset({"status"}), frozenset({"cut"})
+PUSHBACK = STATUS | {"pushback"}
 TWICE = "{maxRetries: 2, retryOn: [5xx, connect-failure], backoff: {base: 1ms}}"
 OPEN = "{consecutiveFailures: 2, waitDurationInOpenState: 5s, permittedNumberOfCallsInHalfOpenState: 2}"
 
@@ -79,6 +81,13 @@ SCENARIOS = [
         "throttled says when to come back", {"retries": "{maxRetries: 2, retryOn: [429], retryAfter: {max: 10s}}"},
         ["throttled 2, ok", "throttled 99, ok"], ["ok", "ok"],
         [f"started, try 1, THROTTLED, backoff {seconds}s, try 2, SUCCESS, end SUCCESS" for seconds in (2, 0)], needs=STATUS,
+    ),
+    Scenario(
+        "throttled pushes back", {"retries": "{maxRetries: 2, retryOn: [429], retryAfter: {max: 10s}}"},
+        ["throttled 2, ok", "throttled 99, ok", "throttled, ok", "throttled -1"], ["ok", "ok", "ok", "throttled"], [
+            *(f"started, try 1, THROTTLED, backoff {seconds}s, try 2, SUCCESS, end SUCCESS" for seconds in (2, 99, 0)),
+            "started, try 1, THROTTLED, end THROTTLED",
+        ], needs=PUSHBACK,
     ),
     Scenario(
         "the budget is spent", {"retries": TWICE, "retryBudget": "{percent: 0, minRetriesPerSecond: 1, ttl: 1s}"},

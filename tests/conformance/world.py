@@ -28,10 +28,12 @@ class Driver(Protocol):
     can: frozenset[str]
     #: "plain", "asyncio" or "trio".
     runtime: str
+    #: Seconds from a limit to the end of an attempt that hangs.
+    late: float = 0
 
-    def policy(self, text: str, scenario: Scenario) -> str:
-        """A scenario's policy in the words of the driver's protocol."""
-        return text
+    def blocks(self, scenario: Scenario) -> dict[str, str]:
+        """The policy of ``svc``, in the words of the protocol that it is called with."""
+        return scenario.blocks
 
     async def call(self, world: World, outcomes: list[str]) -> str:
         """Make one call of ``svc``; what its caller got, in the words of ``Scenario.results``."""
@@ -57,11 +59,18 @@ class World:
         self.scenario = scenario
         self.driver = driver
         self.clock = ManualClock()
-        self.mesh = resilmesh.Mesh.from_text(driver.policy(_policy(scenario), scenario), clock=self.clock, seed=1)
-        self.mesh.subscribe(lambda event: self._words.append(_told(event)))
+        self.mesh = resilmesh.Mesh.from_text(_policy(scenario, driver.blocks(scenario)), clock=self.clock, seed=1)
+        self.mesh.subscribe(self._hear)
         self.results: list[str] = []
         self.story: list[str] = []
+        #: The time of each event, in seconds from the beginning.
+        self.times: list[float] = []
         self._words: list[str] = []
+        self._began = self.clock.monotonic()
+
+    def _hear(self, event: resilmesh.Event) -> None:
+        self._words.append(_told(event))
+        self.times.append(event.at - self._began)
 
     async def play(self) -> None:
         for line in self.scenario.calls:
@@ -97,9 +106,9 @@ class World:
         assert outcomes == [], "every outcome was asked for"
 
 
-def _policy(scenario: Scenario) -> str:
+def _policy(scenario: Scenario, blocks: dict[str, str]) -> str:
     lines = ["apiVersion: resilmesh/v1", *([f"mesh: {scenario.mesh}"] if scenario.mesh else []), "services:", "- name: svc"]
-    return "\n".join([*lines, "  hosts: [svc.test]", *(f"  {name}: {value}" for name, value in scenario.blocks.items()), ""])
+    return "\n".join([*lines, "  hosts: [svc.test]", *(f"  {name}: {value}" for name, value in blocks.items()), ""])
 
 
 def _told(event: resilmesh.Event) -> str:
