@@ -31,7 +31,8 @@
 
 grpcio gives no other sign of a status that it made itself than its text, so the texts are looked at: a service that passes
 on such a text of its own is taken at its word, but for a connection that was never there, which the channel is asked about.
-``grpc-retry-pushback-ms`` in the trailing metadata is the wait before the next attempt; negative, or no number: no more.
+``grpc-retry-pushback-ms`` in the metadata is the wait before the next attempt; negative, or no number: no more. ``retry-after`` and
+``x-ratelimit-reset`` are asked where it is not there, as for HTTP.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from resilmesh.engine.backoff import retry_after
 from resilmesh.engine.verdict import NO_VERDICT, Answer, Verdict, mask, of_grpc, of_status
 from resilmesh_grpc.metadata import Headers
 
 if TYPE_CHECKING:
+    from resilmesh.clock import Clock
     from resilmesh.engine.verdict import Classes
 
 _FAILED: Final = mask("5xx", "gateway-error", "reset")
@@ -83,14 +86,15 @@ def of_ok(initial: Any, trailing: Any, classes: Classes | None) -> Answer:
 
 
 def of_error(
-    code: grpc.StatusCode, details: str, initial: Any, trailing: Any, *, connected: Callable[[], bool], classes: Classes | None = None,
+    code: grpc.StatusCode, details: str, initial: Any, trailing: Any, *, connected: Callable[[], bool], clock: Clock,
+    classes: Classes | None = None,
 ) -> tuple[Answer, bool]:
     """What a status is other than OK, and whether the service gave it. ``connected``: the channel has a connection now."""
     local = _made_here(code, details, connected)
-    return (of_received(code, initial, trailing, classes), True) if local is None else (local, False)
+    return (of_received(code, initial, trailing, clock, classes), True) if local is None else (local, False)
 
 
-def of_received(code: grpc.StatusCode, initial: Any, trailing: Any, classes: Classes | None = None) -> Answer:
+def of_received(code: grpc.StatusCode, initial: Any, trailing: Any, clock: Clock, classes: Classes | None = None) -> Answer:
     """The answer that a status of the service is."""
     verdict, words, status = of_grpc(code.value[0]) if classes is None else of_grpc(code.value[0], classes.of_status)
     headers = _both(initial, trailing)
@@ -99,7 +103,7 @@ def of_received(code: grpc.StatusCode, initial: Any, trailing: Any, classes: Cla
     if headers.get("x-envoy-ratelimited") is not None:
         words = _RATE_LIMITED
     again, wait = pushback(headers.get("grpc-retry-pushback-ms"))
-    return Answer(verdict, words, status, grpc=code.name, again=again, backoff=wait)
+    return Answer(verdict, words, status, grpc=code.name, again=again, backoff=wait, retry_after=retry_after(headers, clock))
 
 
 def of_injected(status: int, code: grpc.StatusCode, classes: Classes | None) -> Answer:

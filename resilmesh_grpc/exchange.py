@@ -258,7 +258,7 @@ class Exchange:
             return classify.TIMED_OUT
         answer, received = classify.of_error(
             code, error.details() or "", headers_of(error), error.trailing_metadata(), connected=self.connected,
-            classes=self.plan.classes,
+            clock=self.caller.clock, classes=self.plan.classes,
         )
         self.call.idempotent = self.plan.retry_idempotent is not False if received else self._harmless()
         return answer

@@ -72,7 +72,7 @@ def _of_grpc(retries: Retries | None) -> Json:
     if not retries.idempotent:
         told = [] if retries.idempotent is False else [each for each in words if each not in _WORDS_OF_HTTP]
         words = [*told, *_unsent(words)]
-    return _retry_policy(retries, list(dict.fromkeys([*words, "refused-stream"])))
+    return _retry_policy(retries, list(dict.fromkeys([*words, "refused-stream"]))) | _retry_after(retries)
 
 
 def _words(retries: Retries) -> list[str]:
@@ -102,7 +102,7 @@ def _retry_policy(retries: Retries, words: Sequence[str], statuses: Sequence[int
 
 
 def _retry_after(retries: Retries) -> Json:
-    """What an HTTP service itself says of when to come back. Of gRPC's word for it, grpc-retry-pushback-ms, Envoy knows nothing."""
+    """What a service itself says of when to come back. Of gRPC's own word for it, grpc-retry-pushback-ms, Envoy knows nothing."""
     if retries.retry_after is None:
         return {}
     return {

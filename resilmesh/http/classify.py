@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from resilmesh.engine.backoff import retry_after
 from resilmesh.engine.verdict import NO_VERDICT, Answer, Verdict, mask, of_status
 
 if TYPE_CHECKING:
@@ -166,36 +167,6 @@ def stream_reset(error: BaseException) -> int | None:
             return int(event.error_code)
         cause = cause.__cause__
     return None
-
-
-def retry_after(headers: Any, clock: Clock) -> float | None:
-    """Seconds that the service asks to wait: Retry-After (seconds, or an HTTP-date), else X-RateLimit-Reset (Unix time)."""
-    value = headers.get("retry-after")
-    if value is not None and (seconds := _seconds(value.strip(), clock)) is not None:
-        return seconds
-    value = headers.get("x-ratelimit-reset")
-    if value is not None and value.isascii() and value.isdigit() and len(value) < 16:
-        # Some services send seconds here; read as a time that is long past, they are ignored.
-        ahead = int(value) - clock.wall()
-        return ahead if ahead > 0 else None
-    return None
-
-
-def _seconds(value: str, clock: Clock) -> float | None:
-    first = value.partition(",")[0]  # of several headers, which httpx joins; a date has a comma too
-    if first.isascii() and first.isdigit():
-        return float(first) if len(first) < 16 else None
-    from email.utils import parsedate_to_datetime
-
-    try:
-        date = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    if date.tzinfo is None:  # "-0000": a time in UTC of unknown origin
-        from datetime import UTC
-
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, date.timestamp() - clock.wall())
 
 
 def is_idempotent(request: Any, plan: Plan) -> bool:

@@ -55,7 +55,7 @@ class RetryAfter(Block):
         "Longest value that is believed; a longer one is ignored and the backoff is used.", 60.0,
         envoy=approximates(
             "rate_limited_retry_back_off.max_interval",
-            "Envoy understands seconds only; the library an HTTP-date too. Both add jitter of up to half the value.", over_grpc="",
+            "Envoy understands seconds only; the library an HTTP-date too. Both add jitter of up to half the value.",
         ),
         unit="duration", source="Envoy: 300 s; ours is shorter because a thread waits", gt=0,
     )

@@ -117,6 +117,20 @@ def test_a_retry_succeeds_and_when_they_are_used_up_the_last_status_is_the_answe
     assert both.envoy.attempts == 8
 
 
+@covers("Retries.retry_after", "RetryAfter.max")
+def test_a_service_says_when_to_come_back(shops: Shops) -> None:
+    text = policy("retries: {maxRetries: 1, retryOn: [unavailable], backoff: {base: 1ms}, retryAfter: {max: 5s}}")
+    both = grpc_sides(shops, text, lambda caller: [caller.buy("soon"), caller.buy("never")], a=[
+        status("UNAVAILABLE", trailers=(("retry-after", "1"),)), OK, status("UNAVAILABLE", trailers=(("retry-after", "99"),)), OK,
+    ])
+    both.agree()
+    for plane in both:
+        soon, never = plane.replies
+        assert (soon.code, never.code) == ("OK", "OK")
+        assert 0.95 < soon.seconds < 4  # 1.0 to 1.5, and what the machine adds
+        assert never.seconds < 3
+
+
 @covers("Retries.retry_on")
 def test_a_stream_that_has_begun_is_not_repeated(shops: Shops) -> None:
     text = policy("retries: {maxRetries: 2, retryOn: [unavailable, reset], idempotent: true}")
