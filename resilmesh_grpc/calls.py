@@ -526,7 +526,8 @@ class StreamReader(Exchange):
         failure: Any = None
         if self.cancelled:
             self.abandon()
-            failure = native
+            self.cancelled = code is not grpc.StatusCode.OK  # it may have ended before it could be
+            failure = native if self.cancelled else None
         elif code is grpc.StatusCode.OK:
             call.ended(self.monotonic(), call.number, self.succeeded(headers_of(native), native.trailing_metadata()).verdict)
         elif self._idle:
