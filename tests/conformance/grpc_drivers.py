@@ -52,6 +52,8 @@ class Status(NamedTuple):
 
 
 OK = Status(grpc.StatusCode.OK)
+#: The end of an attempt whose time-out has not struck: of no scenario.
+UNSTRUCK = Status(grpc.StatusCode.UNKNOWN, "its time is over, and nobody has cancelled it")
 CANCELLED = Status(grpc.StatusCode.CANCELLED, "Locally cancelled by application!")  # grpc's own words
 
 
@@ -177,8 +179,7 @@ class Stream(Ended):
             raise Gone
         status = self._script.status(outcome)
         if outcome == "hang" and not self._script.hang(self._timeout):
-            assert self._cancelled.wait(PATIENCE), "its time is over, and nobody cancels it"
-            status = CANCELLED
+            status = CANCELLED if self._cancelled.wait(PATIENCE) else UNSTRUCK
         if status is OK:
             self._given = True
             return "body"
@@ -224,7 +225,8 @@ class AioCall:
             return
         if outcome == "hang" and not script.hang(self._timeout):
             await asyncio.sleep(PATIENCE)
-            raise AssertionError("its time is over, and nobody cancels it")
+            self._end(UNSTRUCK)
+            return
         self._answer(script.status(outcome))
 
     def _answer(self, status: Status) -> None:
