@@ -72,7 +72,7 @@ class AioPolicyChannel(grpc.aio.Channel):
             setattr(self, name, [] if given is None else getattr(given, name, []))
         self._shares = False
 
-        self._caller = caller = Caller(mesh, target, fallback, awaits=True)
+        self._caller = caller = Caller(mesh, target, fallback, awaits=True, chooses=given is None)
         self._closing: set[asyncio.Task[None]] = set()
         caller.subchannels = Subchannels(
             caller.target, open_, self._close_soon, options=options or (), secure=credentials is not None, given=given,

@@ -63,7 +63,7 @@ class PolicyChannel(grpc.Channel):
                 return grpc.insecure_channel(address, arguments, compression)
             return grpc.secure_channel(address, credentials, arguments, compression)
 
-        self._caller = caller = Caller(mesh, target, fallback, awaits=False)
+        self._caller = caller = Caller(mesh, target, fallback, awaits=False, chooses=given is None)
         # On a thread of our own: the last call of a sub-channel ends on a thread that closing the channel waits for.
         caller.subchannels = Subchannels(
             caller.target, open_, lambda each: timers.after(0, each.close), options=options or (), secure=credentials is not None,

@@ -53,7 +53,7 @@ class Caller:
     #: What sends copies of its calls; ``None`` where the channel is not of our making.
     copies: Copies | None = None
 
-    def __init__(self, mesh: Mesh, target: str, fallback: CodeFallback | None, *, awaits: bool) -> None:
+    def __init__(self, mesh: Mesh, target: str, fallback: CodeFallback | None, *, awaits: bool, chooses: bool) -> None:
         if not isinstance(mesh, Mesh):
             raise TypeError(f"the first argument is the Mesh, such as Mesh.from_file('policy.yaml'), not {mesh!r}")
         if fallback is not None and not callable(fallback):
@@ -64,9 +64,13 @@ class Caller:
         self.clock = mesh.clock
         self.target = parse(target)
         self.fallback = fallback
+        #: Endpoints are chosen here, and not by a channel that somebody else made.
+        self._chooses = chooses
         #: The policy that the sub-channels were last compared with, and what stands for it in ``Method.settled``.
         self._table = mesh.table
         self._epoch = object()
+        #: Plans of this epoch without their endpoints.
+        self._placeless: dict[Plan, Plan] = {}
 
     def plan(self, method: Method, metadata: Metadata | None) -> Plan | None:
         """The plan of a call; ``None``: no policy applies. Raises ``Forbidden`` as gRPC's own."""
@@ -81,7 +85,7 @@ class Caller:
         table = mesh.table
         if table is not self._table:
             # The epoch first: what is settled in it was then found in this table, or in a newer one.
-            self._epoch = object()
+            self._epoch, self._placeless = object(), {}
             self._table = table
             self.subchannels.retire(table.addresses())
         epoch, headers = self._epoch, Headers(metadata)
@@ -89,6 +93,8 @@ class Caller:
             plan = mesh.route_grpc(target.host, target.port, target.text, method.path, headers)
         except Forbidden as error:
             raise in_dialect(error) from None
+        if plan is not None and not self._chooses:
+            plan = self._placeless.get(plan) or self._placeless.setdefault(plan, plan.without_endpoints())
         if not headers.asked:
             method.settled = epoch, plan
         return plan

@@ -69,7 +69,7 @@ def aio_interceptors(
 
     Raises ``ValueError`` without ``target`` when the policy has no such service, or several.
     """
-    caller = Caller(mesh, _only_service(mesh) if target is None else target, fallback, awaits=True)
+    caller = Caller(mesh, _only_service(mesh) if target is None else target, fallback, awaits=True, chooses=False)
     caller.subchannels = Subchannels(caller.target, _no_channel, _no_channel)
     return [_UnaryUnary(caller), _UnaryStream(caller), _StreamUnary(caller), _StreamStream(caller)]
 

@@ -7,6 +7,7 @@ its plan when it starts, so a reload can never tear a call in flight.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Literal
 
 from resilmesh.engine.verdict import Classes, Verdict, of_status
@@ -168,3 +169,9 @@ class Plan:
         #: What is changed on requests and responses.
         self.shape = shape
         self.mirror = mirror
+
+    def without_endpoints(self) -> Plan:
+        """The same for a client that was made for one place: nothing is picked, ejected or judged by endpoint."""
+        made = copy(self)
+        made.balancer = made.split = made.endpoints = made.connect_timeout = None
+        return made
