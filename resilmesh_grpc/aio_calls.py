@@ -54,6 +54,10 @@ def status_of(native: Any) -> grpc.aio.AioRpcError:
     )
 
 
+#: grpc's tasks that send requests. asyncio holds no task, and tells of one that is collected together with a call that was dropped.
+_senders: set[asyncio.Task[None]] = set()
+
+
 def _release_senders(native: Any) -> None:
     """An attempt is over: whoever sends its requests would wait for ever for its connection, or for the next request.
 
@@ -113,6 +117,10 @@ class AioExchange(Exchange):
         if self.sent is not None:
             self.sent.set()
         made.add_done_callback(partial(ended, call.number))
+        sender = getattr(made, "_async_request_poller", None) if self.method.streams_requests else None
+        if sender is not None:
+            _senders.add(sender)
+            sender.add_done_callback(_senders.discard)
         if self.method.streams_requests:
             made.add_done_callback(_release_senders)
         return made
