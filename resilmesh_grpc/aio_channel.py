@@ -180,6 +180,9 @@ class _Callable:
     def __init__(self, caller: Caller, method: Method) -> None:
         self._caller = caller
         self._method = method
+        given = caller.subchannels.given
+        if given is not None:
+            method.on(given)  # now, as grpc does: its channel may be closed by the first call, and then it crashes
 
     def _begin(
         self, requests: Any, timeout: float | None, metadata: Metadata | None, credentials: grpc.CallCredentials | None,

@@ -56,10 +56,10 @@ class Method:
         try:
             return self.bound[sub]
         except KeyError:
-            sub.note(self)
-            return self.bound.setdefault(sub, self._bind(sub.channel))
+            return sub.bind(self)
 
-    def _bind(self, channel: Any) -> Any:
+    def bind(self, channel: Any) -> Any:
+        """Make grpc's own callable for it."""
         more = {"_registered_method": True} if self.registered else {}
         return getattr(channel, self.kind)(
             self.path, request_serializer=self.serializer, response_deserializer=self.deserializer, **more
@@ -97,7 +97,7 @@ def _declared_idempotent(path: str) -> bool:
 class Subchannel:
     """A grpc channel to one endpoint, and what is known of it."""
 
-    __slots__ = ("_lock", "_methods", "channel", "in_flight", "on_idle", "parting", "retired")
+    __slots__ = ("_closing", "_lock", "_methods", "channel", "in_flight", "on_idle", "parting", "retired")
 
     def __init__(self, channel: Any, on_idle: Callable[[Subchannel], object]) -> None:
         self.channel = channel
@@ -109,16 +109,21 @@ class Subchannel:
         self.on_idle = on_idle
         #: What is bound to it.
         self._methods: weakref.WeakSet[Method] = weakref.WeakSet()
+        self._closing = False
         self._lock = threading.Lock()
 
-    def note(self, method: Method) -> None:
-        """A method is about to be bound to it."""
+    def bind(self, method: Method) -> Any:
+        """grpc's own callable for a method. Raises ``ValueError`` when it is being closed: grpc would crash."""
         with self._lock:
+            if self._closing:
+                raise ValueError("Cannot invoke RPC on closed channel!")  # grpc's own words
             self._methods.add(method)
+            return method.bound.setdefault(self, method.bind(self.channel))
 
     def forget(self) -> None:
         """It is being closed: what is bound to it goes."""
         with self._lock:
+            self._closing = True
             bound = list(self._methods)
         for method in bound:
             method.bound.pop(self, None)
