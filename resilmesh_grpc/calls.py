@@ -146,6 +146,8 @@ class PendingCall(Exchange):
             self._end(Cancelled(str(error)) if isinstance(error, ValueError) else error)
             return
         sent.add_done_callback(partial(self._ended, call.number))
+        if self.done:  # it was cancelled, or forgotten, while this was being sent
+            sent.cancel()
 
     def _ended(self, number: int, native: Any) -> None:
         """grpc says that an attempt is over."""
@@ -426,6 +428,8 @@ class StreamReader(Exchange):
         if self.until < call.deadline:
             self._claim = claim = threading.Lock()
             self.timer = timers.after(self.until - self.caller.clock.monotonic(), partial(_strike, claim, sent))
+        if self.cancelled:  # while this was being sent
+            sent.cancel()
         return bool(sent.add_callback(partial(self._terminated, call.number)))
 
     def set_aside(self) -> None:

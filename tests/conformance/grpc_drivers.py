@@ -141,6 +141,8 @@ class Future(Ended):
         return self._over
 
     def cancel(self) -> None:
+        if self._over:
+            return
         self._over, self.status = True, CANCELLED
         for callback in self._callbacks:
             callback(self)
