@@ -50,7 +50,7 @@ def running() -> Iterator[int]:
     server = http.server.ThreadingHTTPServer((LOOPBACK, 0), Handler)
     server.daemon_threads = True
     port = server.server_address[1]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()  # so soon it can be ended
     os.environ[PORT_VARIABLE] = str(port)
     lead_to(port)
     try:

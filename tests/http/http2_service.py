@@ -70,7 +70,8 @@ class _Connection:
             self._h2.initiate_connection()
             self._flush()
             while True:
-                self._socket.settimeout(0.01)
+                due_in = min((when for when, _ in self._later), default=float("inf")) - time.monotonic()
+                self._socket.settimeout(min(0.01, max(0.0005, due_in)))
                 try:
                     data = self._socket.recv(65536)
                 except TimeoutError:

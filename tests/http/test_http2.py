@@ -57,11 +57,11 @@ def test_a_call_over_http2(driver: Driver, h2_service: Http2Service) -> None:
 
 @pytest.mark.parametrize("path", ["/hang", "/drip/40"])
 def test_the_deadline_is_exact_and_the_connection_lives_on(driver: Driver, h2_service: Http2Service, path: str) -> None:
-    mesh = mesh_of(h2_service.address, timeout="250ms")
+    mesh = mesh_of(h2_service.address, timeout="150ms")
     with driver.client(transport=driver.transport(mesh, **HTTP2)) as client:
         assert client.get(BASE + "/ok").status_code == 200
         for _ in range(3):
-            with pytest.raises(driver.library.ReadTimeout), lasts(0.249, 0.25 + LATE):
+            with pytest.raises(driver.library.ReadTimeout), lasts(0.149, 0.15 + LATE):
                 client.get(BASE + path)
         assert client.get(BASE + "/ok").status_code == 200
     assert h2_service.connections == 1
