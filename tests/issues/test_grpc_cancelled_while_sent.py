@@ -39,6 +39,7 @@ def test_an_attempt_that_is_sent_while_its_call_is_cancelled_is_cancelled_too(ki
                 with pytest.raises(grpc.RpcError) as caught:
                     next(calls[0])
                 assert caught.value.code() is grpc.StatusCode.CANCELLED
+                assert calls[0].time_remaining() > 5, "it was the deadline that ended it"
             assert until(lambda: len(serialized) == 2)
             [subchannel] = channel._caller.subchannels._by_key.values()
             assert until(lambda: subchannel.in_flight == 0)
