@@ -99,12 +99,16 @@ def _method(text: str) -> str:
 
 
 def _writable(text: str) -> Path:
-    """A file that can be written: better known now than in two minutes."""
+    """A file that can be written: better known now than in two minutes. One that was not there is not left behind empty."""
+    file = Path(text)
     try:
-        Path(text).touch()
+        was_there = file.exists()
+        file.touch()
+        if not was_there:
+            file.resolve().unlink()  # not the link to it
     except OSError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return Path(text)
+    return file
 
 
 def run(options: argparse.Namespace) -> int:

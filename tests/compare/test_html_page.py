@@ -300,6 +300,9 @@ def test_a_report_of_earlier_is_shown_again(told: dict[str, Any], tmp_path: Path
     source.write_text("{")
     assert cli.main(["compare", "--from", str(source), "--html", str(made)]) == 2
     assert "report.json: " in capsys.readouterr().err
+    assert made.read_text(encoding="utf-8") == page(told)
+    assert cli.main(["compare", "--from", str(tmp_path / "missing.json"), "--html", str(tmp_path / "new.html")]) == 2
+    assert not (tmp_path / "new.html").exists(), "what is refused leaves no empty file"
 
 
 def test_one_scenario_with_edits_shows_both_policies() -> None:
