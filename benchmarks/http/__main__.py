@@ -94,7 +94,7 @@ def show(result: dict[str, Any], mode: Mode) -> str:
 
 def main() -> int:
     """Measure, print, and write the JSON file if one is wanted."""
-    options = load.arguments("benchmarks.http", __doc__, list(MODES))
+    options = load.arguments("benchmarks.http", __doc__, list(MODES), rounds=12)
     rng = random.Random(options.seed)
     report: dict[str, Any] = {"machine": machine(), "rounds": options.rounds, "seed": options.seed, "modes": []}
     with server.running() as port:
