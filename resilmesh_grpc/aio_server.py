@@ -2,7 +2,8 @@
 
     server = grpc.aio.server(interceptors=[resilmesh_grpc.aio_server_interceptor(mesh)])
 
-A call waits in the task of its handler, which grpc cancels when the client goes away: everything ends at once. A handler that is no
+A call waits in the task of its handler, which grpc cancels when the client goes away: everything ends at once. To a handler that reads
+requests they may just end before that, as if the client had no more; one that returns then has succeeded. A handler that is no
 coroutine runs in a thread, as grpc has it, and there like one of a ``grpc.server``.
 """
 
@@ -47,7 +48,10 @@ class AioServing(Serving):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         unset(self._token)
+        ran_out = self.ran_out(error)
         self.done(error)
+        if ran_out and not self.context.done():
+            await self.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
 
     async def _admit(self, call: Call) -> None:
         """Wait for leave to serve the call. Where there is none the call is aborted, as a handler would do it."""

@@ -108,7 +108,15 @@ class SyncServing(Serving):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.lay_down()
+        self.ended(error)
+
+    def ended(self, error: BaseException | None) -> None:
+        """The handler, or its stream, came to its end. Raises what the call ends in, where that is not ``error``."""
+        if self.gone or not self.ran_out(error):
+            self.done(error)
+            return
         self.done(error)
+        self.context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
 
     def take_up(self) -> None:
         """The handler is at work from here on, under the deadline that it left when it stopped."""
@@ -158,7 +166,7 @@ class Responses:
             message = next(self._messages)
         except BaseException as error:
             serving.lay_down()
-            serving.done(None if isinstance(error, StopIteration) else error)
+            serving.ended(None if isinstance(error, StopIteration) else error)
             raise
         serving.lay_down()
         serving.message()
@@ -197,7 +205,7 @@ def _without_waiting(mesh: Mesh, behaviour: Behaviour, request: Any, context: An
         behaviour(request, context, pass_on)
     except BaseException as error:
         serving.lay_down()
-        serving.done(error)
+        serving.ended(error)
         raise
     serving.lay_down()
 

@@ -7,6 +7,9 @@ A served call is an engine ``Call`` over the plan of the policy's ``inbound`` bl
     the first message of a stream                    ``answered``: what follows is its body
     the stream's end                                 ``ended``, by the call's status
     the client cancelled, or its time was over       ``abandon``
+
+What a handler calls inherits the time of the call that is served. When that is over before grpc notices, the handler gets our
+``DeadlineExceeded``, which would leave it as UNKNOWN: the call ends in DEADLINE_EXCEEDED instead, as its caller sees it too.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from resilmesh.drive.context import DEADLINE
 from resilmesh.engine.call import Call
 from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import Answer, Verdict, of_grpc
-from resilmesh.errors import ConcurrencyExceeded, InjectedFault
+from resilmesh.errors import ConcurrencyExceeded, DeadlineExceeded, InjectedFault
 from resilmesh_grpc import errors
 from resilmesh_grpc.metadata import Headers
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 HEALTH: Final = "/grpc.health.v1.Health/"
 #: A remaining time beyond this is grpc's way to say that there is no deadline.
 _FOREVER: Final = 1e9
+#: Seconds by which a timer of an event loop may be early.
+_EARLY: Final = 0.005
 _UNKNOWN: Final = grpc.StatusCode.UNKNOWN.value[0]
 _OK: Final = Answer(Verdict.SUCCESS, 0, 200, grpc="OK")
 _STREAMS: Final = Answer(Verdict.SUCCESS, 0, 200, grpc="OK", complete=False)
@@ -55,7 +60,7 @@ def wrapped(handler: Any, wrap: Callable[[Callable[..., Any], bool], Callable[..
 class Serving:
     """One served call. ``call`` is None where no policy applies to it: mode OFF, or no ``inbound`` block."""
 
-    __slots__ = ("_streams", "call", "clock", "context", "inside")
+    __slots__ = ("_streams", "_until", "call", "clock", "context", "inside")
 
     def __init__(self, mesh: Mesh, context: Any) -> None:
         table = mesh.table
@@ -67,6 +72,7 @@ class Serving:
         until = INFINITY if remaining is None or remaining > _FOREVER else clock.monotonic() + remaining
         if until < outer and table.policy.mesh.mode == "ENFORCE":
             self.inside = until
+        self._until = self.inside
         plan = table.inbound
         self.call = None if plan is None else _call(plan, min(until, outer), context)
         self._streams = False
@@ -99,6 +105,13 @@ class Serving:
         if not self._streams and self.call is not None:
             self._streams = True
             self.call.answered(self.clock.monotonic(), self.call.number, _STREAMS)
+
+    def ran_out(self, error: BaseException | None) -> bool:
+        """Whether the handler ended because the time of its own caller was over; its status then says so."""
+        if not isinstance(error, DeadlineExceeded) or self.clock.monotonic() < self._until - _EARLY:
+            return False
+        self.context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+        return True
 
     def done(self, error: BaseException | None) -> None:
         """The handler, or its stream, came to its end."""

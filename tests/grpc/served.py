@@ -235,16 +235,17 @@ def _loop(mesh: Mesh, handlers: Handlers, health: bool, also: Callable[[Any], ob
     stopping = threading.Event()
 
     async def serve() -> None:
-        with futures.ThreadPoolExecutor(16) as pool:
-            server = grpc.aio.server(pool, interceptors=[resilmesh_grpc.aio_server_interceptor(mesh, health=health)])
-            add_ShopServicer_to_server(handlers, server)
-            also(server)
-            port = server.add_insecure_port("127.0.0.1:0")
-            await server.start()
-            ports.set_result(port)
-            while not stopping.is_set():  # noqa: ASYNC110  # a thread sets it
-                await asyncio.sleep(0.005)
-            await server.stop(0)
+        pool = futures.ThreadPoolExecutor(16)
+        server = grpc.aio.server(pool, interceptors=[resilmesh_grpc.aio_server_interceptor(mesh, health=health)])
+        add_ShopServicer_to_server(handlers, server)
+        also(server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        ports.set_result(port)
+        while not stopping.is_set():  # noqa: ASYNC110  # a thread sets it
+            await asyncio.sleep(0.005)
+        await server.stop(0)
+        pool.shutdown(wait=False)  # a handler in a thread may wait for this loop
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
