@@ -6,9 +6,9 @@
 stream of messages. What is put around grpcio is in ``clients.py``.
 
 CPU time is the whole process's, the threads of grpcio's core included. Every candidate gives one sample a round, in random order, with a
-channel and a connection of its own. All of them are in one process: grpcio's core polls all connections there together, so each is disturbed
-by the same idle ones, and a bare channel by ours as ours by it; in processes of their own each would pay for another layout of memory, other
-threads and other cores, which is more than a policy costs. ``grpcio, again`` is a second bare channel: its ratio shows what is noise.
+channel and a connection of its own. All of them are in one process: grpcio's core polls all connections there together, so each is
+disturbed by the same idle ones; in processes of their own each would have another layout of memory, other threads and other cores, which
+is more than a policy costs. ``grpcio, again`` is a second bare channel: its ratio shows what is noise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``make soak [ARGS="--calls 1000000 --seed 1 --json"]``: ends with 0 only if nothing is left.
+"""``make soak [ARGS="--protocol grpc --calls 1000000 --seed 1 --json"]``: ends with 0 only if nothing is left.
 
 The calls are made in rounds, each by fresh threads and event loops. After each round everything must be as it was after the first, which
 has filled the caches: threads, descriptors, children, objects of calls and connections, what the mesh counts as in use; the number of
@@ -39,22 +39,23 @@ class Leaks(Exception):
     """What was left."""
 
 
-def run(calls: int, rounds: int, seed: int, tell: Any) -> dict[str, Any]:
+def run(calls: int, rounds: int, seed: int, tell: Any, protocol: str = "http") -> dict[str, Any]:
     """The whole run. Raises ``Leaks`` with everything that is left."""
+    module = "benchmarks.soak.grpc_service" if protocol == "grpc" else "benchmarks.soak.service"
     services = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.soak.service", str(seed + number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", module, str(seed + number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
         for number in range(2)
     ]
     try:
         ports = [int(_line(service)) for service in services]
-        texts = policies((f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"), _unused_port())
+        texts = policies((f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"), _unused_port(), protocol)
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "policy.yaml"
             file.write_text(texts[0])
             with resilmesh.Mesh.from_file(file, reload_interval=0.2, seed=seed) as mesh:
-                return _rounds(mesh, file, texts, calls, rounds, seed, tell)
+                return _rounds(mesh, file, texts, calls, rounds, seed, tell, protocol)
     finally:
         for service in services:
             assert service.stdin is not None
@@ -64,15 +65,17 @@ def run(calls: int, rounds: int, seed: int, tell: Any) -> dict[str, Any]:
             service.stdout.close()
 
 
-def _rounds(mesh: resilmesh.Mesh, file: Path, texts: tuple[str, str], calls: int, rounds: int, seed: int, tell: Any) -> dict[str, Any]:
+def _rounds(
+    mesh: resilmesh.Mesh, file: Path, texts: tuple[str, str], calls: int, rounds: int, seed: int, tell: Any, protocol: str,
+) -> dict[str, Any]:
     looks: list[Count] = []
     disturbances: dict[str, int] = {}
     began = time.monotonic()
     for number in range(rounds):
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
-        chaos = Chaos(mesh, file, texts, random.Random(f"{seed}/chaos/{number}"))
+        chaos = Chaos(mesh, file, texts, random.Random(f"{seed}/chaos/{number}"), forks=protocol != "grpc")
         chaos.start()
-        _round(mesh, calls // rounds, f"{seed}/{number}")
+        _round(mesh, callers(protocol), calls // rounds, f"{seed}/{number}")
         chaos.stop()
         for kind, count in chaos.done.items():
             disturbances[kind] = disturbances.get(kind, 0) + count
@@ -96,17 +99,26 @@ def _rounds(mesh: resilmesh.Mesh, file: Path, texts: tuple[str, str], calls: int
     }
 
 
-def _round(mesh: resilmesh.Mesh, calls: int, seed: str) -> None:
+def callers(protocol: str) -> dict[str, Any]:
+    """Who calls. grpc is imported only where it is called."""
+    if protocol != "grpc":
+        return CALLERS
+    from benchmarks.soak.grpc_callers import GRPC_CALLERS
+
+    return GRPC_CALLERS
+
+
+def _round(mesh: resilmesh.Mesh, callers: dict[str, Any], calls: int, seed: str) -> None:
     failures: list[BaseException] = []
 
     def guarded(name: str) -> None:
-        caller, share = CALLERS[name]
+        caller, share = callers[name]
         try:
             caller(mesh, random.Random(f"{seed}/{name}"), max(20, calls * share // 1000))
         except BaseException as failure:
             failures.append(failure)
 
-    threads = [threading.Thread(target=guarded, args=(name,), name=name) for name in CALLERS]
+    threads = [threading.Thread(target=guarded, args=(name,), name=name) for name in callers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -120,7 +132,7 @@ def _settle(mesh: resilmesh.Mesh) -> None:
     until = time.monotonic() + 10
     while time.monotonic() < until:
         names = {thread.name for thread in threading.enumerate()}
-        if not held(mesh) and "resilmesh-mirror" not in names:
+        if not held(mesh) and not names.intersection(("resilmesh-mirror", "resilmesh-grpc-timers")):
             break
         time.sleep(0.05)
     time.sleep(1.5)  # the poller loads a changed file in a child process
@@ -164,6 +176,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.soak", description="Endurance: after it, nothing may be left.")
     parser.add_argument("--calls", type=int, default=1_000_000, help="at least so many (default: 1,000,000)")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--protocol", choices=("http", "grpc"), default="http", help="http: functions and HTTP clients (default); grpc: its stubs",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -171,7 +186,9 @@ def main() -> int:
 
     logging.getLogger("resilmesh").setLevel(logging.CRITICAL)  # refused policies are part of it
     try:
-        result = run(options.calls, options.rounds, options.seed, lambda text: print(text, file=sys.stderr, flush=True))
+        result = run(
+            options.calls, options.rounds, options.seed, lambda text: print(text, file=sys.stderr, flush=True), options.protocol,
+        )
     except Leaks as leaks:
         print(f"left over, with seed {options.seed}:\n{leaks}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import threading
 from collections import Counter
@@ -32,7 +33,8 @@ class Count:
 #: A call, and what it takes along. What belongs to a policy stays as long as the policy.
 _OF_A_CALL = frozenset({
     "Call", "SyncExchange", "AsyncExchange", "Body", "AsyncBody", "Ticket", "Permit", "Answer", "Limit", "Lane", "Attempt", "Connections",
-    "Pool", "AsyncPool", "RequestBody", "Injection",
+    "Pool", "AsyncPool", "RequestBody", "Injection", "Blocking", "PendingCall", "FutureCall", "StreamReader", "StreamCall", "AioPending",
+    "AioReader", "UnaryUnaryCall", "UnaryStreamCall", "StreamUnaryCall", "StreamStreamCall", "Subchannel", "Subchannels", "Method", "Timer",
 })
 
 
@@ -46,7 +48,8 @@ def look() -> Count:
         if kind.__name__ in _OF_A_CALL and kind.__module__.startswith("resilmesh"):
             found[kind.__name__] += 1
     return Count(
-        threads=sorted(thread.name for thread in threading.enumerate()),
+        # Those of grpc's have the number of all threads so far in their names.
+        threads=sorted(re.sub(r"\d+", "N", thread.name) for thread in threading.enumerate()),
         descriptors=sorted(_descriptors()),
         children=_children(),
         objects=dict(sorted(found.items())),

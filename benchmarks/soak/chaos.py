@@ -14,20 +14,25 @@ import resilmesh
 
 
 class Chaos(threading.Thread):
-    """Disturbs until it is stopped. ``file`` is watched by the mesh, and holds one of ``texts``."""
+    """Disturbs until it is stopped. ``file`` is watched by the mesh, and holds one of ``texts``.
 
-    def __init__(self, mesh: resilmesh.Mesh, file: Path, texts: tuple[str, str], rng: random.Random) -> None:
+    ``forks``: children too, which grpc's core does not allow while calls are made.
+    """
+
+    def __init__(self, mesh: resilmesh.Mesh, file: Path, texts: tuple[str, str], rng: random.Random, *, forks: bool) -> None:
         super().__init__(name="chaos", daemon=True)
         self._mesh, self._file, self._texts, self._rng = mesh, file, texts, rng
+        self._kinds = [self.reload, self.refused, self.edited, self.forced, self.injected, self.observed]
+        if forks:
+            self._kinds.append(self.forked)
         self._over = threading.Event()
         self.done: Counter[str] = Counter()
         self.failure: BaseException | None = None
 
     def run(self) -> None:
-        kinds = (self.reload, self.refused, self.edited, self.forced, self.injected, self.observed, self.forked)
         try:
             while not self._over.wait(self._rng.random() * 0.05):
-                kind = self._rng.choice(kinds)
+                kind = self._rng.choice(self._kinds)
                 kind()
                 self.done[kind.__name__] += 1
         except BaseException as failure:
