@@ -16,12 +16,15 @@ from resilmesh import Mesh
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_nothing_is_left_after_some_thousand_calls() -> None:
-    command = [sys.executable, "-m", "benchmarks.soak", "--calls", "4000", "--rounds", "2", "--seed", "7", "--json"]
+@pytest.mark.parametrize(("protocol", "calls"), [("http", 4000), ("grpc", 1200)])
+def test_nothing_is_left_after_some_thousand_calls(protocol: str, calls: int) -> None:
+    command = [
+        sys.executable, "-m", "benchmarks.soak", "--protocol", protocol, "--calls", str(calls), "--rounds", "2", "--seed", "7", "--json",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["calls"] >= 4000
+    assert result["calls"] >= calls
     assert result["counts"]["abandoned"] > 0, "some were cancelled"
     assert sum(result["disturbances"].values()) > 10
 
@@ -41,5 +44,6 @@ def test_what_is_left_is_found() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_both_policies_are_accepted(number: int) -> None:
-    assert Mesh.from_text(policies(("127.0.0.1:1", "127.0.0.1:2"), 3)[number]).snapshot()["revision"] == 1
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_both_policies_are_accepted(number: int, protocol: str) -> None:
+    assert Mesh.from_text(policies(("127.0.0.1:1", "127.0.0.1:2"), 3, protocol)[number]).snapshot()["revision"] == 1
