@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 import resilmesh_grpc
-from tests.grpc.grpc_driver import FULL, HOST, held, mesh_of, until, until_async
+from tests.grpc.grpc_driver import FULL, HOST, held, mesh_of, until_async
 from tests.grpc.grpc_service import GrpcService
 from tests.grpc.protos.shop_pb2 import Order
 from tests.grpc.protos.shop_pb2_grpc import ShopStub
@@ -42,7 +42,7 @@ async def test_by_way_of_interceptors_a_stream_begins_before_it_is_read(service:
             unread = stub.Watch(Order(number=1))
             assert await until_async(lambda: len(service.seen) == 3)
             unread.cancel()
-        assert until(lambda: held(mesh) == 0), mesh.snapshot()
+        assert await until_async(lambda: held(mesh) == 0), mesh.snapshot()
 
 
 class Awaits(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc, type-arg]  # as grpc has it
@@ -74,4 +74,4 @@ async def test_an_attempt_that_does_not_connect_is_repeated(service: GrpcService
                 assert len([each async for each in call]) == 2
         for channel in channels:
             await channel.close()
-        assert until(lambda: held(mesh) == held(hopeless) == 0), mesh.snapshot()
+        assert await until_async(lambda: held(mesh) == held(hopeless) == 0), mesh.snapshot()
