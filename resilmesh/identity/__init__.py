@@ -1,0 +1,7 @@
+"""Who we are and whom we talk to: SPIFFE IDs, certificates, trust bundles, where they come from, and what they are allowed."""
+
+from __future__ import annotations
+
+from resilmesh.identity.spiffe import IdentityError, InvalidSpiffeId, SpiffeId
+
+__all__ = ["IdentityError", "InvalidSpiffeId", "SpiffeId"]
