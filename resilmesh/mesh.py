@@ -29,11 +29,16 @@ from resilmesh.state.breaker import Force
 from resilmesh.watch import PolicyFile
 
 if TYPE_CHECKING:
+    import ssl
+
     from resilmesh.clock import Clock
     from resilmesh.describe import Description, RequestDescription
     from resilmesh.engine.compile import Compiler, Table
     from resilmesh.engine.match import Headers
-    from resilmesh.engine.plan import Plan
+    from resilmesh.engine.plan import Plan, Tls
+    from resilmesh.identity.opening import Workload
+    from resilmesh.identity.source import Source
+    from resilmesh.identity.svid import Identity
     from resilmesh.inject import Injection, Scope
     from resilmesh.policy.codes import Diagnostic
     from resilmesh.policy.load import Loaded
@@ -75,6 +80,9 @@ class Settings(TypedDict, total=False):
     """Overrides ``mesh.localReplies``."""
     workload: str | None
     """Overrides ``mesh.workload``."""
+    identity: Source | str | os.PathLike[str] | None
+    """Where this workload's certificate comes from: a directory, a Workload API (``unix:///...``), or what keeps it fresh. Overrides
+    ``RESILMESH_IDENTITY`` and ``mesh.identity``."""
 
 
 class FileSettings(Settings, total=False):
@@ -106,6 +114,7 @@ class Mesh:
         outbound: Outbound | None = None,
         local_replies: LocalReplies | None = None,
         workload: str | None = None,
+        identity: Source | str | os.PathLike[str] | None = None,
     ) -> None:
         from random import Random
 
@@ -113,6 +122,9 @@ class Mesh:
             raise TypeError("use Mesh.from_file(path) or Mesh.from_text(text)")
         self.clock: Clock = SYSTEM if clock is None else clock
         self._overrides = _overrides(mode=mode, outbound=outbound, local_replies=local_replies, workload=workload)
+        #: Where it comes from in spite of the policy.
+        self._identity_given = identity or os.environ.get("RESILMESH_IDENTITY") or None
+        self._workload: Workload | None = None
         self._seeded = seed is not None
         self._rng = Random(seed)  # noqa: S311  # jitter and drills, not secrets
         self._hub = Hub()
@@ -251,9 +263,29 @@ class Mesh:
         policy = loaded.policy
         if self._overrides:
             policy = policy.model_copy(update={"mesh": policy.mesh.model_copy(update=self._overrides)})
+        self._identify(loaded, policy)
         self._swap(policy, pause)
         self._loaded = Loaded(policy, loaded.source, loaded.places if len(policy.services) <= _PLACES_KEPT else Places(), checked=True)
         self._revision += 1
+
+    def _identify(self, loaded: Loaded, policy: Policy) -> None:
+        """Be who the policy, or what overrides it, says. Raises ``PolicyError``."""
+        from resilmesh.identity.opening import identify
+
+        before = self._workload
+        found = identify(loaded, policy, self._identity_given, before, self.clock.wall)
+        if found is not before and found is not None:
+            found.source.listen(self._identity_changed)
+        self._workload = found
+        if before is not None and found is not before:
+            before.close()
+
+    def _identity_changed(self, event: str, facts: dict[str, Any]) -> None:
+        if event == "identity_rotated":
+            with self._applying:
+                # The same policy in a new table: whatever keeps connections sees that, and begins new ones.
+                self._swap(self.table.policy)
+        self._hub.emit(self.clock.monotonic(), event, **facts)
 
     def _swap(self, policy: Policy, pause: Callable[[], None] = lambda: None) -> None:
         """Compile a policy, with the injections that are active, and put it in force."""
@@ -421,6 +453,20 @@ class Mesh:
         return plan
 
     @property
+    def identity(self) -> Identity | None:
+        """Who this workload is at the moment, and whom it trusts; ``None``: nothing says it."""
+        return None if self._workload is None else self._workload.source.newest
+
+    def tls_context(self, tls: Tls, alpn: Sequence[str]) -> ssl.SSLContext | None:
+        """The context for connections to a service. Raises ``NoIdentity``.
+
+        ``None``: nothing is said of who it is, so that the client's own context is to prove the host's name.
+        """
+        from resilmesh.identity.tls import outbound
+
+        return outbound(None if self._workload is None else self._workload.source, tls, alpn, self.clock.wall)
+
+    @property
     def respond(self) -> bool:
         """Whether outcomes made locally are responses (``localReplies: RESPOND``) rather than exceptions."""
         return self.table.policy.mesh.local_replies == "RESPOND"
@@ -472,7 +518,9 @@ class Mesh:
                 else:
                     sections[section][detail if kind == "endpoint" else route] = shown
         mesh, inbound = self.table.policy.mesh, services.pop(INBOUND, None)
+        workload = self._workload
         return {
+            "identity": None if workload is None else workload.snapshot(self.clock.wall()),
             "workload": mesh.workload, "mode": mesh.mode, "outbound": mesh.outbound, "localReplies": mesh.local_replies,
             "revision": self._revision, "refused": self._refused, "lastRefusal": self._last_refusal, "inFlight": in_flight,
             "injections": [each.shown() for each in self._injections], "services": services,
@@ -485,9 +533,11 @@ class Mesh:
     # ------------------------------------------------------------------------------------------- closing
 
     def close(self) -> None:
-        """Stop looking at the policy's file. Calls in flight end as they would have; idempotent."""
+        """Stop looking at the files of the policy and of the identity. Calls in flight end as they would have; idempotent."""
         if self._watch is not None:
             self._watch.close()
+        if self._workload is not None:
+            self._workload.close()
 
     def __enter__(self) -> Self:
         return self

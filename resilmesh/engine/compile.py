@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from resilmesh.engine.events import Hub
 from resilmesh.engine.fault import Fault, Faults
 from resilmesh.engine.match import Headers, Hosts, Routes, comparison
-from resilmesh.engine.plan import INBOUND, Fallback, Mirror, Plan, RetryPlan, Split
+from resilmesh.engine.plan import INBOUND, Fallback, Mirror, Plan, RetryPlan, Split, Tls
 from resilmesh.engine.shape import shape
 from resilmesh.engine.store import Claims, Key, Store
 from resilmesh.engine.verdict import GRPC_AS_HTTP, Classes, mask
@@ -195,9 +195,14 @@ class Compiler:
         return Served(service, tuple(plans))
 
     def _plan(self, blocks: Effective, endpoints: tuple[Endpoint, ...], detector: OutlierDetector | None) -> Plan | None:
-        if blocks.mode == "OFF":
-            return None
         service, route = blocks.service.name, None if blocks.route is None else blocks.route.name
+        tls = _tls(blocks.service)
+        if blocks.mode == "OFF":
+            if tls is None:
+                return None
+            # No mode takes the TLS away: what it protects is not the caller's to give up.
+            stats = self.claims.claim(("stats", service, route or "*", ""), Stats, _keep)
+            return Plan(service, route, hub=self._hub, stats=stats, rng=self._rng, http2=blocks.service.protocol == "HTTP2", tls=tls)
         retries, concurrency = blocks.retries, blocks.concurrency
         limit = self._limit(blocks)
         enforced = blocks.mode == "ENFORCE"  # OBSERVE changes nothing and sends nothing of its own
@@ -230,6 +235,7 @@ class Compiler:
             fallback=None if blocks.fallback is None else _fallback(blocks.fallback),
             shape=shape(blocks) if enforced else None,
             mirror=self._mirror(blocks) if enforced else None,
+            tls=tls,
         )
 
     def _inbound(self) -> Plan | None:
@@ -394,6 +400,7 @@ class Compiler:
             balancer=self._balancer(target, block.subset or "", self._detector(target, endpoints)),
             http2=target.service.protocol == "HTTP2",
             classes=None if target.classify is None else _classes(target.classify),
+            tls=_tls(target.service),
         )
         return Mirror(plan, block.percent / 100)
 
@@ -406,6 +413,13 @@ class Compiler:
             bound += target.weight
             shares.append((bound / total, self._balancer(blocks, target.subset, detector)))
         return Split([share for share, target in zip(shares, targets, strict=True) if target.weight])
+
+
+def _tls(service: Service) -> Tls | None:
+    block = service.tls
+    if block is None or block.mode == "DISABLE":
+        return None
+    return Tls(block.mode == "MUTUAL", frozenset(block.identities or ()), frozenset(each.lower() for each in block.dns_sans or ()))
 
 
 #: Seconds that a mirrored copy may take where its call has no timeout. Envoy: 15 s, its routes' default.

@@ -38,7 +38,7 @@ class Kind(NamedTuple):
     """What an event of one name means. ``of``: what it belongs to; for all but a call's, ``call`` and ``attempt`` are 0."""
 
     name: str
-    of: Literal["call", "service", "policy"]
+    of: Literal["call", "service", "policy", "identity"]
     when: str
     #: What ``detail`` holds, in Markdown.
     detail: str = ""
@@ -79,6 +79,12 @@ EVENTS = (
     Kind("injection_ended", "service", "it took the fault out again", "likewise"),
     Kind("policy_applied", "policy", "a new policy is in force", "`revision`"),
     Kind("policy_refused", "policy", "one was refused; the last good one goes on", "`error`: every mistake, a line each"),
+    Kind("identity_rotated", "identity", "a new certificate of this workload, or a new trust bundle, is in force",
+         "`spiffe_id`, `serial` (hexadecimal), `expires_in` (seconds)"),
+    Kind("identity_refused", "identity", "one was refused; the last good one goes on", "`error`"),
+    Kind("identity_expiring", "identity", "a third of the certificate's life is left, and nobody has renewed it",
+         "`spiffe_id`, `expires_in`"),
+    Kind("identity_expired", "identity", "it has expired: every peer refuses it", "`spiffe_id`, `expires_in` (negative)"),
 )
 
 Observer = Callable[[Event], None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from resilmesh.engine.verdict import Classes, Verdict, of_status
 
@@ -86,13 +86,24 @@ class Mirror:
         self.share = share
 
 
+class Tls(NamedTuple):
+    """What an endpoint must prove before anything is sent to it, and whether we prove who we are. Of a plan absent: as the caller says."""
+
+    mutual: bool
+    identities: frozenset[str]
+    """SPIFFE IDs, of which it must prove one."""
+    dns_sans: frozenset[str]
+    """DNS names in lower case, likewise, where no identity is named; and what stands for the identities over gRPC."""
+
+
 class Plan:
     """What a driver and the engine need to know about one route."""
 
     __slots__ = (
         "balancer", "breaker", "budget", "by_value", "classes", "concurrency", "connect_timeout", "drill", "endpoints", "fallback",
         "fault", "http2", "hub", "idle_timeout", "limit", "max_pending_wait", "mirror", "mode", "per_try", "plain", "quick", "respond",
-        "retries", "retry_idempotent", "rng", "route", "service", "shape", "split", "stats", "timeout", "verdict_of",
+        "retries", "retry_idempotent", "rng", "route", "service", "shape", "split", "stats", "timeout", "tls",
+        "verdict_of",
     )
 
     def __init__(
@@ -126,6 +137,7 @@ class Plan:
         fallback: Fallback | None = None,
         shape: Shape | None = None,
         mirror: Mirror | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.service = service
         self.route = route
@@ -169,6 +181,7 @@ class Plan:
         #: What is changed on requests and responses.
         self.shape = shape
         self.mirror = mirror
+        self.tls = tls
 
     def without_endpoints(self) -> Plan:
         """The same for a client that was made for one place: nothing is picked, ejected or judged by endpoint."""

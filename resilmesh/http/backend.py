@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -111,7 +112,7 @@ CURRENT: ContextVar[Wire | None] = ContextVar("resilmesh.http.wire", default=Non
 class _Stream:
     """What both kinds of stream share. ``core`` is httpcore or httpcore2."""
 
-    __slots__ = ("_connect_by", "_core", "_inner", "_proof", "torn")
+    __slots__ = ("_connect_by", "_core", "_inner", "_proof", "secured", "torn")
 
     def __init__(self, inner: Any, core: Any, connect_by: float, proof: tuple[str, str] | None) -> None:
         self._proof = proof
@@ -121,6 +122,8 @@ class _Stream:
         #: A write was cut short, so what follows on the connection would be misread. Matters to HTTP/2 alone:
         #: an HTTP/1.1 connection is closed by whatever cut it short.
         self.torn = False
+        #: By TLS of the policy's, whatever the URL says.
+        self.secured = False
 
     def _read(self, wire: Wire, data: bytes) -> bytes:
         wire.heard = True
@@ -188,6 +191,8 @@ class Stream(_Stream):
             raise
 
     def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Stream:
+        if self.secured:
+            return self
         wire = CURRENT.get()
         ours = False
         if wire is not None:
@@ -201,21 +206,42 @@ class Stream(_Stream):
         return Stream(stream, self._core, self._connect_by, self._proof)
 
 
-class Backend:
-    """Dials ``address`` (host, port), or where the URL says, by the blocking backend ``inner``.
+class _Backend:
+    """Dials ``address`` (host, port), or where the URL says, by the backend ``inner``.
 
-    ``proof`` (a host that TLS would be asked to prove, the host to prove in its place) is for proxies.
+    ``proof`` (a host that TLS would be asked to prove, the host to prove in its place) is for proxies. ``secure``: the context of
+    the policy's TLS, for ``http://`` as for ``https://``; the client's own is not asked then.
     """
 
-    def __init__(self, inner: Any, core: Any, address: tuple[str, int] | None, proof: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, inner: Any, core: Any, address: tuple[str, int] | None, proof: tuple[str, str] | None = None,
+        secure: ssl.SSLContext | None = None,
+    ) -> None:
         self._inner = inner
         self._core = core
         self._address = address
         self._proof = proof
+        self._secure = secure
+
+
+class Backend(_Backend):
+    """For blocking connections."""
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
+    ) -> Stream:
+        return self._secured(self._dial(host, port, timeout, local_address, socket_options), host, timeout)
+
+    def _secured(self, stream: Stream, host: str | None, timeout: float | None) -> Stream:
+        if self._secure is None:
+            return stream
+        secured = stream.start_tls(self._secure, host, timeout)
+        secured.secured = True
+        return secured
+
+    def _dial(
+        self, host: str, port: int, timeout: float | None, local_address: str | None, socket_options: Iterable[Any] | None,
     ) -> Stream:
         if self._address is not None:
             host, port = self._address
@@ -247,11 +273,12 @@ class Backend:
             by = wire.begin_connect()
             timeout, ours = wire.connect_bound(timeout, by)
         try:
-            return Stream(self._inner.connect_unix_socket(path, timeout, socket_options), self._core, by, self._proof)
+            stream = Stream(self._inner.connect_unix_socket(path, timeout, socket_options), self._core, by, self._proof)
         except self._core.TimeoutException:
             if ours:
                 raise LimitPassed(connecting=True) from None
             raise
+        return self._secured(stream, None, timeout)
 
     def sleep(self, seconds: float) -> None:
         wire = CURRENT.get()
@@ -327,6 +354,8 @@ class AsyncStream(_Stream):
             raise
 
     async def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> AsyncStream:
+        if self.secured:
+            return self
         wire = CURRENT.get()
         ours = False
         try:
@@ -337,6 +366,11 @@ class AsyncStream(_Stream):
             if ours:
                 raise LimitPassed(connecting=True) from None
             raise
+        except self._core.ConnectError as error:
+            why = _reason(error)
+            if str(error) or why is None:
+                raise
+            raise self._core.ConnectError(str(why)) from why  # trio says no word of it
         except Exception:
             raise
         except BaseException:
@@ -346,6 +380,14 @@ class AsyncStream(_Stream):
         return AsyncStream(stream, self._core, self._connect_by, self._proof)
 
 
+def _reason(error: BaseException) -> ssl.SSLError | None:
+    """What TLS said, below the errors of a library or two."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
 async def _close_shielded(stream: Any) -> None:
     from anyio import CancelScope
 
@@ -353,27 +395,29 @@ async def _close_shielded(stream: Any) -> None:
         await stream.aclose()
 
 
-class AsyncBackend:
-    """Dials ``address`` (host, port), or where the URL says, by the asynchronous backend ``inner``."""
-
-    def __init__(self, inner: Any, core: Any, address: tuple[str, int] | None, proof: tuple[str, str] | None = None) -> None:
-        self._inner = inner
-        self._core = core
-        self._address = address
-        self._proof = proof
+class AsyncBackend(_Backend):
+    """For connections under asyncio or trio."""
 
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> AsyncStream:
-        if self._address is not None:
-            host, port = self._address
-        return await self._connect(self._inner.connect_tcp, (host, port), timeout, (local_address, socket_options))
+        where = (host, port) if self._address is None else self._address
+        stream = await self._connect(self._inner.connect_tcp, where, timeout, (local_address, socket_options))
+        return await self._secured(stream, host, timeout)
+
+    async def _secured(self, stream: AsyncStream, host: str | None, timeout: float | None) -> AsyncStream:
+        if self._secure is None:
+            return stream
+        secured = await stream.start_tls(self._secure, host, timeout)
+        secured.secured = True
+        return secured
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> AsyncStream:
-        return await self._connect(self._inner.connect_unix_socket, (path,), timeout, (socket_options,))
+        stream = await self._connect(self._inner.connect_unix_socket, (path,), timeout, (socket_options,))
+        return await self._secured(stream, None, timeout)
 
     async def _connect(
         self, connect: Callable[..., Any], where: tuple[Any, ...], timeout: float | None, options: tuple[Any, ...]

@@ -47,7 +47,7 @@ class PolicyTransport:
         self._mesh = mesh
         self._fallback = fallback
         self._clock = mesh.clock
-        self._lanes = Lanes(self._kind, inner, options, self._copies())
+        self._lanes = Lanes(mesh, self._kind, inner, options, self._copies())
         #: The policy that the lanes were last compared with.
         self._table = mesh.table
 

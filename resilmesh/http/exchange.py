@@ -99,7 +99,7 @@ class Exchange(Wire):
     def prepare(self, call: Call) -> Any:
         """The request of the next attempt: the user's own, or a copy where something must differ."""
         endpoint, request = call.endpoint, self.shaped
-        self.lane = lane = self.lanes.to(self.library, endpoint, request, self.plan.http2)
+        self.lane = lane = self.lanes.to(self.library, endpoint, request, self.plan)
         self._address = None if endpoint is None else endpoint.address
         if call.number > 1:
             self.response = self.error = None

@@ -18,7 +18,13 @@ from resilmesh.http.backend import AsyncBackend, Backend
 from resilmesh.http.connections import AsyncPool, Connections, Pool
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
     from resilmesh.state.outlier import Endpoint
+
+    #: Gives a context for the protocols that ALPN is to offer.
+    Secure = Callable[[list[str]], ssl.SSLContext | None]
 
 #: HTTP/2's error code for a stream that its client no longer wants (RFC 9113, section 7).
 _CANCEL = 8
@@ -34,11 +40,19 @@ def is_plain(transport: Any) -> bool:
     )
 
 
-def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str | None = None, http2: bool = False) -> Any:
+def is_in_memory(transport: Any) -> bool:
+    """Whether ``transport`` makes no connections: a mock, or an application that is called in the process."""
+    kinds = {each.__name__ for each in type(transport).__mro__ if each.__module__.partition(".")[0] in ("httpx", "httpx2")}
+    return not kinds.isdisjoint(("MockTransport", "ASGITransport", "WSGITransport"))
+
+
+def clone(
+    transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str | None = None, http2: bool = False, secure: Secure | None = None,
+) -> Any:
     """A transport like ``transport``, with an empty pool that dials ``endpoint``, or where the URL says.
 
     ``http2``: it speaks nothing but HTTP/2. ``proves``: the pool's proxy does the dialling, by URLs that name the
-    endpoint, and TLS is to prove this host.
+    endpoint, and TLS is to prove this host. ``secure``: gives the context of the policy's TLS, or ``None`` for the transport's own.
     """
     pool = copy.copy(transport._pool)
     pool._connections = []
@@ -50,7 +64,10 @@ def clone(transport: Any, core: Any, endpoint: Endpoint | None, *, proves: str |
         pool._http1, pool._http2 = False, True
     address = None if endpoint is None or proves is not None else (endpoint.host, endpoint.port)
     proof = None if endpoint is None or proves is None else (endpoint.host, proves)
-    pool._network_backend = (Backend if blocking else AsyncBackend)(pool._network_backend, core, address, proof)
+    context = None
+    if secure is not None:
+        context = secure([*(("http/1.1",) if pool._http1 else ()), *(("h2",) if pool._http2 else ())]) or pool._ssl_context
+    pool._network_backend = (Backend if blocking else AsyncBackend)(pool._network_backend, core, address, proof, context)
     twin = copy.copy(transport)
     if pool._http2:
         twin._pool = pool

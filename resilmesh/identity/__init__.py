@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from resilmesh.identity.files import FileSource
+from resilmesh.identity.source import Fixed, Source
 from resilmesh.identity.spiffe import IdentityError, InvalidSpiffeId, SpiffeId
 
-__all__ = ["IdentityError", "InvalidSpiffeId", "SpiffeId"]
+__all__ = ["FileSource", "Fixed", "IdentityError", "InvalidSpiffeId", "Source", "SpiffeId"]

@@ -39,9 +39,16 @@ class Source:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], Listener | None]] = []
         self._warned: str | None = None
+        #: The one that every identity must be of, where the policy names it.
+        self.trust_domain: str | None = None
         #: Of what happened so far.
         self.rotations = self.refusals = self.warnings = 0
         _all.add(self)
+
+    @property
+    def newest(self) -> Identity | None:
+        """The identity in force, if there is one yet."""
+        return self._identity
 
     def current(self) -> Identity:
         """The identity in force. Raises ``IdentityError`` where there never was one."""
@@ -61,6 +68,17 @@ class Source:
         """Have a bound method, which is held weakly, told of what happens."""
         self._listeners.append(weakref.WeakMethod(listener))
 
+    def belong(self, trust_domain: str) -> None:
+        """Take no identity of another trust domain. Raises ``IdentityError`` if the one in force is."""
+        self.trust_domain = trust_domain
+        if self._identity is not None:
+            self._check_domain(self._identity)
+
+    def _check_domain(self, identity: Identity) -> None:
+        own = identity.svid.id.trust_domain
+        if self.trust_domain is not None and own != self.trust_domain:
+            raise IdentityError(f"{identity.svid.id} is of the trust domain {own}, and the policy's trustDomain is {self.trust_domain}")
+
     def snapshot(self, now: float) -> dict[str, Any]:
         """What there is to see, for ``mesh.snapshot()``; no key. Times are seconds."""
         identity = self._identity
@@ -78,11 +96,12 @@ class Source:
         """Put an identity in force. Raises ``IdentityError`` for one that cannot be used now, and the old one stays."""
         from resilmesh.identity.svid import check_validity
 
+        self._check_domain(identity)
         for each in identity.svid.chain:
             check_validity(each, now)
         with self._lock:
             old, self._problem = self._identity, None
-            if identity == old:
+            if old is not None and (identity.svid.chain, identity.bundles) == (old.svid.chain, old.bundles):
                 return
             self._identity, self._warned = identity, None
             if old is None:

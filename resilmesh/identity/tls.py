@@ -28,6 +28,7 @@ from resilmesh.identity.spiffe import IdentityError, SpiffeId
 from resilmesh.identity.svid import Identity, Svid, anchored, check_validity, dns_names, identity_of
 
 if TYPE_CHECKING:
+    from resilmesh.engine.plan import Tls
     from resilmesh.identity.source import Source
 
 
@@ -252,6 +253,19 @@ class LiveContext(ssl.SSLContext):
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
         """As of any context."""
         return self.newest().wrap_bio(*arguments, **options)
+
+
+def outbound(source: Source | None, tls: Tls, alpn: Sequence[str], now: Callable[[], float]) -> LiveContext | None:
+    """The context for connections to a service; ``None``: nothing is said of who it is, so the host's name is to be proved, as ever.
+
+    Raises ``NoIdentity`` where there is no source.
+    """
+    if not (tls.mutual or tls.identities or tls.dns_sans):
+        return None
+    if source is None:
+        raise NoIdentity("the policy asks for TLS with an identity, and nothing says where the certificate of this workload is")
+    accepted = Accepted(frozenset(map(SpiffeId.parse, tls.identities)), tls.dns_sans)
+    return LiveContext(source, serves=False, accepted=accepted, proves=tls.mutual, alpn=alpn, now=now)
 
 
 def load_svid(context: ssl.SSLContext, svid: Svid) -> None:

@@ -14,6 +14,7 @@ from resilmesh.policy import codes, dangers
 from resilmesh.policy.blocks import Backoff, CircuitBreaker, Endpoint, Fault, FaultAbort, OutlierDetection, RateLimit, SlidingWindow
 from resilmesh.policy.document import Path, shorten
 from resilmesh.policy.fields import Block
+from resilmesh.policy.identity import IdentitySource, Tls
 from resilmesh.policy.inbound import Condition, Inbound
 from resilmesh.policy.matching import PathMatch, StringMatch
 from resilmesh.policy.regex import compile_regex
@@ -233,11 +234,41 @@ def _inbound(report: Report, path: Path, inbound: Inbound) -> None:
     _names(report, [each.name for each in inbound.authorization or ()], "authorization policy", (*path, "authorization"))
 
 
+def _tls(report: Report, path: Path, tls: Tls) -> None:
+    named = [name for name in ("identities", "dns_sans") if getattr(tls, name)]
+    if tls.mode == "DISABLE":
+        for name in named:
+            key = str(Tls.model_fields[name].alias)
+            report.add(codes.NO_TLS, (*path, key), f"{key!r} says what the service must prove, and {path[-1]!r} is DISABLE")
+    elif tls.mode == "MUTUAL" and not named:
+        report.add(codes.NOBODY_EXPECTED, path, "mutual TLS has neither 'identities' nor 'dnsSans', so that any workload could answer")
+
+
+def _identity_source(report: Report, path: Path, source: IdentitySource) -> None:
+    files = [key for key in ("certificate", "key", "bundle") if getattr(source, key) is not None]
+    written = (("directory", source.directory), ("workloadApi", source.workload_api), ("certificate", files))
+    ways = [key for key, value in written if value]
+    if len(ways) != 1:
+        said = f"has {_and(ways)}" if ways else "says nothing"
+        report.add(codes.ONE_KEY, path, f"the identity {said}: 'directory', or 'workloadApi', or 'certificate', 'key' and 'bundle'")
+    elif files and len(files) < 3:
+        lacking = [key for key in ("certificate", "key", "bundle") if key not in files]
+        report.add(codes.MISSING_KEY, path, f"the identity has {_and(files)} and lacks {_and(lacking)}")
+    elif source.federated and not files:
+        said = f"'federated' stands beside 'certificate', 'key' and 'bundle'; {ways[0]!r} brings its own"
+        report.add(codes.ONE_KEY, (*path, "federated"), said)
+
+
+def _and(keys: list[str]) -> str:
+    return " and ".join(map(repr, keys))
+
+
 _JUDGES: dict[type[Block], Callable[[Report, Path, Any], None]] = {
     StringMatch: _string_match, PathMatch: _path_match, FaultAbort: _fault_abort, Fault: _fault, Backoff: _backoff,
     SlidingWindow: _sliding_window, CircuitBreaker: _circuit_breaker, OutlierDetection: _outlier_detection, RateLimit: _rate_limit,
     Endpoint: _endpoint, Rewrite: _rewrite, PathRegexRewrite: _path_regex_rewrite, Condition: _condition, Inbound: _inbound,
     HeaderChanges: _something, HeaderOperations: _header_operations, Classify: _classify, Fallback: _fallback,
+    Tls: _tls, IdentitySource: _identity_source,
 }
 
 
@@ -272,6 +303,7 @@ def _service(report: Report, policy: Policy, index: int, service: Service) -> No
     _names(report, addresses, inside + "endpoint", (*path, "endpoints"), "address", codes.DUPLICATE_ENDPOINT)
     if service.protocol == "GRPC":
         _not_for_grpc(report, policy, index, service)
+        _one_name_over_grpc(report, path, service)
     _splits(report, path, service)
     _mirrors(report, path, policy, service)
     _shared_limits(report, policy, index, service)
@@ -288,6 +320,17 @@ def _not_for_grpc(report: Report, policy: Policy, index: int, service: Service) 
             found[*plan.origin["headers"], "response"] = "headers.response"
     for place, name in found.items():
         report.add(codes.NOT_FOR_GRPC, place, f"service {service.name!r} speaks gRPC, for which there is no {name!r}")
+
+
+def _one_name_over_grpc(report: Report, path: Path, service: Service) -> None:
+    """grpcio compares a certificate with one host name, and asks nobody else."""
+    tls = service.tls
+    if tls is None or tls.mode == "DISABLE":
+        return
+    key, names = ("dnsSans", tls.dns_sans) if tls.dns_sans else ("identities", tls.identities or [])
+    if len(names) > 1:
+        said = f"service {service.name!r} speaks gRPC, which can compare with one name, not {len(names)}"
+        report.add(codes.NOBODY_EXPECTED, (*path, "tls", key), said)
 
 
 def _splits(report: Report, path: Path, service: Service) -> None:

@@ -231,6 +231,28 @@ MIRROR_PROTOCOL = _code(
     "Mirror to a service of the same protocol, or mend `protocol`.",
 )
 
+NOBODY_EXPECTED = _code(
+    "RM231", "TLS that expects nobody",
+    "Mutual TLS without a name would trust whoever the trust bundle vouches for: every workload of the mesh. Over gRPC, which can compare "
+    "with one name only, there must be one.",
+    "Name whom you expect in `identities`; over gRPC one of them, or a DNS SAN in `dnsSans`.",
+)
+NO_TLS = _code(
+    "RM232", "Names that nobody proves",
+    "Under DISABLE nothing is proved, so `identities` and `dnsSans` would only look as if they protected.",
+    "Take MUTUAL or SIMPLE, or remove the names.",
+)
+NO_IDENTITY = _code(
+    "RM233", "No identity to prove",
+    "A service is called over mutual TLS, or this workload serves it, and nothing says where this workload's certificate is.",
+    "Write `mesh.identity`, set RESILMESH_IDENTITY to a directory or a Workload API, or pass `identity=` to Mesh.",
+)
+BAD_IDENTITY = _code(
+    "RM234", "An identity that cannot be used",
+    "The certificate, its key or the trust bundle is missing, does not fit the others, or is not valid now.",
+    "Mend what the message names; `resilmesh ca issue` makes all three.",
+)
+
 # ------------------------------------------------------------------------------- RM3xx: not enforced yet
 
 NOT_ENFORCED = _code(

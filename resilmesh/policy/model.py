@@ -3,7 +3,7 @@
 Read it top down: ``Policy`` holds ``mesh``, ``defaults``, ``services`` and ``inbound``; a service holds
 blocks and routes; a route holds a match and blocks. Words are Istio's for routes, outliers, faults,
 splits and authorization, and resilience4j's for the failure-rate circuit breaker. This file is the tree;
-the blocks that hang on it are in ``matching``, ``blocks``, ``shaping``, ``later`` and ``inbound``, and can be had from here.
+the blocks that hang on it are in ``matching``, ``blocks``, ``shaping``, ``identity`` and ``inbound``, and can be had from here.
 
 Rules for editors: every field goes through ``field()`` with its unit, source and Envoy mapping; a
 default is safe and is written out to Envoy; validation never tightens within ``resilmesh/v1``.
@@ -52,6 +52,7 @@ from resilmesh.policy.fields import (
     shaped,
     shorthand_for,
 )
+from resilmesh.policy.identity import FederatedBundle, IdentitySource, Tls, TrustDomain
 from resilmesh.policy.inbound import (
     NO_INGRESS,
     AuthorizationPolicy,
@@ -61,7 +62,6 @@ from resilmesh.policy.inbound import (
     Operation,
     Source,
 )
-from resilmesh.policy.later import Tls
 from resilmesh.policy.matching import GrpcMatch, Match, PathMatch, StringMatch
 from resilmesh.policy.shaping import (
     NO_FALLBACK,
@@ -76,11 +76,11 @@ from resilmesh.policy.shaping import (
 
 __all__ = [
     "AuthorizationPolicy", "AuthorizationRule", "Backoff", "CallBlocks", "CircuitBreaker", "Classify", "Concurrency", "Condition",
-    "Defaults", "Descriptor", "Endpoint", "FailurePercentage", "Fallback", "Fault", "FaultAbort", "FaultDelay", "GrpcMatch",
-    "HeaderChanges", "HeaderOperations", "Inbound", "Labels", "LoadBalancer", "LocalReplies", "Match", "MeshBlock", "Mirror", "Mode",
-    "Name", "Operation", "Outbound", "OutlierDetection", "PathMatch", "PathRegexRewrite", "Policy", "Protocol", "RateLimit", "Retries",
-    "RetryAfter", "RetryBudget", "RetryWord", "Rewrite", "Route", "Service", "ServiceBlocks", "SlidingWindow", "SlowStart", "Source",
-    "SplitTarget", "StringMatch", "Subset", "SuccessRate", "Tls",
+    "Defaults", "Descriptor", "Endpoint", "FailurePercentage", "Fallback", "Fault", "FaultAbort", "FaultDelay", "FederatedBundle",
+    "GrpcMatch", "HeaderChanges", "HeaderOperations", "IdentitySource", "Inbound", "Labels", "LoadBalancer", "LocalReplies", "Match",
+    "MeshBlock", "Mirror", "Mode", "Name", "Operation", "Outbound", "OutlierDetection", "PathMatch", "PathRegexRewrite", "Policy",
+    "Protocol", "RateLimit", "Retries", "RetryAfter", "RetryBudget", "RetryWord", "Rewrite", "Route", "Service", "ServiceBlocks",
+    "SlidingWindow", "SlowStart", "Source", "SplitTarget", "StringMatch", "Subset", "SuccessRate", "Tls",
 ]
 
 _BY_LEVEL = "the level it stands at: a route's own; a service's (or the defaults') for the whole service"
@@ -214,7 +214,8 @@ class Service(ServiceBlocks):
         ),
     )
     tls: Tls | None = field(
-        "Transport security towards the service.", None, envoy=maps_to("cluster.transport_socket"), later=True,
+        "Transport security towards the service. Absent: as the URL, or the channel's credentials, say.", None,
+        envoy=maps_to("cluster.transport_socket"),
     )
     mode: Mode | None = field(
         "ENFORCE, OBSERVE (decide, act on nothing) or OFF. The weakest of mesh, service and route applies.", None,
@@ -234,8 +235,12 @@ class MeshBlock(Block):
     """The process as a whole. Each can be overridden by an argument of Mesh or by the environment (RESILMESH_MODE, ...)."""
 
     workload: Name | None = field("Name of this workload, in metrics and identity.", None)
-    trust_domain: Annotated[str, shaped("a SPIFFE trust domain in lower case", r"^[a-z0-9._-]+$", max_length=255)] | None = field(
-        "SPIFFE trust domain.", None, later=True,
+    trust_domain: TrustDomain | None = field(
+        "SPIFFE trust domain of this workload. A certificate of another is refused. Absent: that of the certificate.", None,
+    )
+    identity: IdentitySource | None = field(
+        "Where this workload's certificate comes from. RESILMESH_IDENTITY overrides it: a directory, or the address of a Workload API.",
+        None,
     )
     mode: Mode = field(
         "ENFORCE, OBSERVE (decide, act on nothing) or OFF. The weakest of mesh, service and route applies.", "ENFORCE",

@@ -56,9 +56,15 @@ class Authority:
             .add_extension(usage(key_cert_sign=self.ca, crl_sign=self.ca, digital_signature=not self.ca), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
         )
+        builder = builder.add_extension(signer.key_identifier, critical=False)
         for extension, critical in self.extensions:
             builder = builder.add_extension(extension, critical)
         self.certificate = builder.sign(signer.key, hashes.SHA256())
+
+    @property
+    def key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        """By which OpenSSL tells authorities of the same name apart: without it, it tries the first."""
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
 
     @property
     def subject(self) -> x509.Name:
@@ -95,6 +101,7 @@ class Authority:
             .not_valid_before(begins or now() - datetime.timedelta(minutes=1)).not_valid_after(ends or now() + HOUR)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(key_usage or usage(digital_signature=True), critical=True)
+            .add_extension(self.key_identifier, critical=False)
         )
         names: list[x509.GeneralName] = [*map(x509.UniformResourceIdentifier, uris), *map(x509.DNSName, dns)]
         if names:

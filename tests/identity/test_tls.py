@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[Callable[[], Leaf], str]] = {
     "another workload": (lambda: ROOT.issue(WEB), f"it is {WEB}, and {INVENTORY} is expected"),
     "expired": (lambda: ROOT.issue(INVENTORY, begins=ago(0.9), ends=ago(0.1)), "it has expired"),
     "not yet valid": (lambda: ROOT.issue(INVENTORY, begins=ago(-1), ends=ago(-2)), "it is not valid yet"),
-    "another authority of the same name": (lambda: STRANGER.issue(INVENTORY), "it is not signed by the authority that it names"),
+    "another authority of the same name": (lambda: STRANGER.issue(INVENTORY), "no authority that is trusted vouches for it"),
     "an authority that is not trusted": (lambda: PARTNER.issue(INVENTORY), "no authority that is trusted vouches for it"),
     "two SPIFFE IDs": (lambda: ROOT.issue(INVENTORY, WEB), f"the certificate has 2 URI SANs ({INVENTORY}, {WEB})"),
     "a SPIFFE ID twice": (lambda: ROOT.issue(INVENTORY, INVENTORY), "the certificate has 2 URI SANs"),
