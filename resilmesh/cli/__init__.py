@@ -17,6 +17,7 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("explain", "explain", "show the effective plan of a request and where each value was written"),
     ("schema", "schema", "print the policy's JSON Schema"),
     ("export", "export", "translate a policy for a real Envoy"),
+    ("ca", "ca", "run a certificate authority for workloads: make, renew, rotate, revoke"),
     ("compare", "compare", "run the same traffic through the library and a real Envoy, side by side"),
 )
 

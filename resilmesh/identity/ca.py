@@ -60,6 +60,16 @@ class Issued:
         """The new certificate."""
         return self.chain[0]
 
+    @property
+    def not_before(self) -> float:
+        """When it begins to be good, in seconds since the epoch."""
+        return self.leaf.not_valid_before_utc.timestamp()
+
+    @property
+    def not_after(self) -> float:
+        """When it ends: before its intermediate does."""
+        return self.leaf.not_valid_after_utc.timestamp()
+
     def chain_pem(self) -> bytes:
         """The certificates, the leaf first."""
         return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in self.chain)

@@ -11,7 +11,7 @@ import datetime
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -94,7 +94,17 @@ class Svid:
         return f"<Svid {self.id} until {_text(self.leaf.not_valid_after_utc)}>"
 
 
-def renew_at(svid: Svid, rng: Callable[[], float]) -> float:
+class Lives(Protocol):
+    """What has a beginning and an end, in seconds since the epoch."""
+
+    @property
+    def not_before(self) -> float: ...
+
+    @property
+    def not_after(self) -> float: ...
+
+
+def renew_at(svid: Lives, rng: Callable[[], float]) -> float:
     """When to renew it, in seconds since the epoch: half-way through its life, ten percent earlier or later.
 
     ``rng``: from 0 to 1. A fleet that was started together would otherwise ask its authority together for ever; and the second half
