@@ -4,7 +4,7 @@
       PolicyError            the policy is wrong              .diagnostics
       UnknownService         a name that the policy does not have
       Rejected               nothing was sent                 .service .route .retry_after
-        CircuitOpen  ConcurrencyExceeded  RateLimited  NoHealthyEndpoint  Forbidden
+        CircuitOpen  ConcurrencyExceeded  RateLimited  NoHealthyEndpoint  Forbidden  TlsImpossible
       DeadlineExceeded       also a TimeoutError              .service .route .attempts
       InjectedFault          an abort on a guarded function   .service .route .status
 
@@ -113,6 +113,12 @@ class Forbidden(Rejected):
 
     # Istio's BlackHoleCluster route answers 502 with no body; a bare Envoy has no counterpart.
     reply = (502, "", "-", "direct_response")
+
+
+class TlsImpossible(Rejected):
+    """The policy asks for TLS where it cannot be had. Nothing is sent in the clear in its place."""
+
+    reply = (503, _RESET + "remote connection failure", "UF", "upstream_reset_before_response_started{remote_connection_failure}")
 
 
 class DeadlineExceeded(CallError, TimeoutError):

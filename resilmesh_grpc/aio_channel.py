@@ -60,12 +60,12 @@ class AioPolicyChannel(grpc.aio.Channel):
         compression: grpc.Compression | None = None, interceptors: Sequence[grpc.aio.ClientInterceptor] | None = None,
         fallback: CodeFallback | None = None, given: grpc.aio.Channel | None = None,
     ) -> None:
-        def open_(address: str, arguments: Options) -> grpc.aio.Channel:
+        def open_(address: str, arguments: Options, secured: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
             # By name: what instruments grpc adds interceptors of its own to those it finds under this name.
             shared: dict[str, Any] = {"options": arguments, "compression": compression, "interceptors": list(interceptors or ())}
-            if credentials is None:
+            if secured is None:
                 return self._share(grpc.aio.insecure_channel(address, **shared))
-            return self._share(grpc.aio.secure_channel(address, credentials, **shared))
+            return self._share(grpc.aio.secure_channel(address, secured, **shared))
 
         # Attributes of grpc's own channels, to which clients add interceptors that never came to the constructor.
         for name in _INTERCEPTORS:
@@ -75,7 +75,7 @@ class AioPolicyChannel(grpc.aio.Channel):
         self._caller = caller = Caller(mesh, target, fallback, awaits=True, chooses=given is None)
         self._closing: set[asyncio.Task[None]] = set()
         caller.subchannels = Subchannels(
-            caller.target, open_, self._close_soon, options=options or (), secure=credentials is not None, given=given,
+            caller.target, open_, self._close_soon, options=options or (), credentials=credentials, given=given,
         )
         if given is None:
             caller.copies = Copies(caller, awaits=True)

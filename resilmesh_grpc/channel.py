@@ -58,15 +58,15 @@ class PolicyChannel(grpc.Channel):
         self, mesh: Mesh, target: str, *, credentials: grpc.ChannelCredentials | None = None, options: Options | None = None,
         compression: grpc.Compression | None = None, fallback: CodeFallback | None = None, given: grpc.Channel | None = None,
     ) -> None:
-        def open_(address: str, arguments: Options) -> grpc.Channel:
-            if credentials is None:
+        def open_(address: str, arguments: Options, secured: grpc.ChannelCredentials | None) -> grpc.Channel:
+            if secured is None:
                 return grpc.insecure_channel(address, arguments, compression)
-            return grpc.secure_channel(address, credentials, arguments, compression)
+            return grpc.secure_channel(address, secured, arguments, compression)
 
         self._caller = caller = Caller(mesh, target, fallback, awaits=False, chooses=given is None)
         # On a thread of our own: the last call of a sub-channel ends on a thread that closing the channel waits for.
         caller.subchannels = Subchannels(
-            caller.target, open_, lambda each: timers.after(0, each.close), options=options or (), secure=credentials is not None,
+            caller.target, open_, lambda each: timers.after(0, each.close), options=options or (), credentials=credentials,
             given=given,
         )
         if given is None:

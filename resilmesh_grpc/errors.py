@@ -3,6 +3,7 @@
     ours                                                          code
     RateLimited                                                   RESOURCE_EXHAUSTED
     CircuitOpen ConcurrencyExceeded NoHealthyEndpoint Forbidden   UNAVAILABLE
+    TlsImpossible                                                 UNAVAILABLE
     DeadlineExceeded                                              DEADLINE_EXCEEDED   (Envoy: UNAVAILABLE for its route's timeout)
     InjectedFault                                                 the fault's grpcStatus, or its httpStatus as Envoy translates it
 

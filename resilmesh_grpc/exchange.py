@@ -22,6 +22,7 @@ from resilmesh.errors import CallError, DeadlineExceeded, Forbidden, InjectedFau
 from resilmesh.mesh import Mesh
 from resilmesh.units import format_duration
 from resilmesh_grpc import classify
+from resilmesh_grpc.credentials import not_ours, secured
 from resilmesh_grpc.errors import in_dialect, of_fault
 from resilmesh_grpc.metadata import Headers, changed
 from resilmesh_grpc.subchannels import Method
@@ -93,11 +94,24 @@ class Caller:
             plan = mesh.route_grpc(target.host, target.port, target.text, method.path, headers)
         except Forbidden as error:
             raise in_dialect(error) from None
+        if plan is not None and (plan.tls is not None or (plan.mirror is not None and plan.mirror.plan.tls is not None)):
+            self._secure(plan)
         if plan is not None and not self._chooses:
             plan = self._placeless.get(plan) or self._placeless.setdefault(plan, plan.without_endpoints())
         if not headers.asked:
             method.settled = epoch, plan
         return plan
+
+    def _secure(self, plan: Plan) -> None:
+        """Have what the policy's TLS needs before a call begins. Raises ``TlsImpossible`` as gRPC's own."""
+        if not self._chooses:
+            raise not_ours(plan)
+        for each in (plan, *(() if plan.mirror is None else (plan.mirror.plan,))):
+            if each.tls is None:
+                continue
+            before = self.subchannels.secured(each.tls)
+            if before is None or (before.identity is not None and before.identity is not self.mesh.identity):
+                self.subchannels.secure(each.tls, secured(self.mesh, each, self.subchannels.credentials))
 
     def passing(self, method: Method) -> Any:
         """grpc's own callable, where no policy applies."""
@@ -109,7 +123,11 @@ class Caller:
         """Make a sub-channel to each endpoint that there is none for yet."""
         plan = None if self.subchannels.given is not None else self.plan(_ANY_METHOD, None)
         for endpoint in (plan.endpoints if plan is not None and plan.endpoints else (None,)):
-            self.subchannels.enter(None if endpoint is None else endpoint.address, None if plan is None else plan.connect_timeout).left()
+            address = None if endpoint is None else endpoint.address
+            if plan is None:
+                self.subchannels.enter(address, None).left()
+            else:
+                self.subchannels.enter(address, plan.connect_timeout, tls=plan.tls).left()
 
 
 #: What a channel is asked about that is no call.
@@ -174,7 +192,7 @@ class Exchange:
         if plan.mirror is not None and call.number == 1:
             self._mirror(plan.mirror)
         self.sub = self._held = sub = self.caller.subchannels.enter(
-            None if endpoint is None else endpoint.address, plan.connect_timeout, self.authority
+            None if endpoint is None else endpoint.address, plan.connect_timeout, self.authority, plan.tls
         )
         arguments["timeout"], arguments["metadata"] = self.limits(call)
         return self.method.on(sub), arguments

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from resilmesh_grpc.target import without_port
+
 if TYPE_CHECKING:
-    from resilmesh.engine.plan import Plan
+    from resilmesh.engine.plan import Plan, Tls
+    from resilmesh.identity.svid import Identity
+    from resilmesh_grpc.credentials import Secured
     from resilmesh_grpc.target import Target
 
 #: What ours differ in from grpc's own channels. The caller's own options win.
@@ -97,10 +101,12 @@ def _declared_idempotent(path: str) -> bool:
 class Subchannel:
     """A grpc channel to one endpoint, and what is known of it."""
 
-    __slots__ = ("_closing", "_lock", "_methods", "channel", "in_flight", "on_idle", "parting", "retired")
+    __slots__ = ("_closing", "_lock", "_methods", "channel", "identity", "in_flight", "on_idle", "parting", "retired")
 
     def __init__(self, channel: Any, on_idle: Callable[[Subchannel], object]) -> None:
         self.channel = channel
+        #: Who this workload is to the service, where the policy says that it proves it.
+        self.identity: Identity | None = None
         self.in_flight = 0
         #: Out of use: closed when the last call on it has ended.
         self.retired = False
@@ -151,8 +157,8 @@ class Subchannel:
             return True
 
 
-#: An address, the seconds that a connection may take, an authority.
-Key = tuple[str | None, float | None, str | None]
+#: An address, the seconds that a connection may take, an authority, the policy's TLS.
+Key = tuple[str | None, float | None, str | None, "Tls | None"]
 
 
 class Subchannels:
@@ -163,14 +169,17 @@ class Subchannels:
     """
 
     def __init__(
-        self, target: Target, open_: Callable[[str, Sequence[tuple[str, Any]]], Any], close: Callable[[Any], object], *,
-        options: Sequence[tuple[str, Any]] = (), secure: bool = False, given: Any = None,
+        self, target: Target, open_: Callable[[str, Sequence[tuple[str, Any]], grpc.ChannelCredentials | None], Any],
+        close: Callable[[Any], object], *, options: Sequence[tuple[str, Any]] = (), credentials: grpc.ChannelCredentials | None = None,
+        given: Any = None,
     ) -> None:
         self._target = target
         self._open = open_
         self._close = close
         self._options = OPTIONS | dict(options)
-        self._secure = secure
+        #: What the user gave, and in place of it what the policy's TLS asks for.
+        self.credentials = credentials
+        self._secured: dict[Tls, Secured] = {}
         #: The one channel there is, if the user brought it.
         self.given = None if given is None else Subchannel(given, self._drained)
         #: By address (``None``: the target itself), the time that a connection may take, and the authority (``None``: the target's).
@@ -182,16 +191,18 @@ class Subchannels:
         self.closed = False
         _all.add(self)
 
-    def enter(self, address: str | None, connect_timeout: float | None, authority: str | None = None) -> Subchannel:
+    def enter(
+        self, address: str | None, connect_timeout: float | None, authority: str | None = None, tls: Tls | None = None,
+    ) -> Subchannel:
         """The sub-channel to an endpoint, or to the target itself, with a call more on it, which owes ``left``.
 
-        ``authority``: what its calls say they are for, if not the target's. Raises ``ValueError`` when the channel is closed.
+        ``authority``: what its calls say they are for, if not the target's. ``tls``: of the policy's, which has been secured. Raises ``ValueError`` when the channel is closed.
         """
         if self.given is not None:
             self.given.in_flight += 1
             return self.given
         while True:
-            key = address, connect_timeout, authority
+            key = address, connect_timeout, authority, tls
             sub = self._by_key.get(key) or self._make(key)
             sub.in_flight += 1
             if not sub.retired or sub.parting:
@@ -199,33 +210,54 @@ class Subchannels:
             sub.left()  # it went out of use between these lines
 
     def _make(self, key: Key) -> Subchannel:
-        address, _, authority = key
+        address, _, authority, tls = key
         with self._lock:
             if self.closed:
                 raise ValueError("Cannot invoke RPC on closed channel!")  # grpc's own words
             found = self._by_key.get(key)
             if found is not None:
                 return found
-            made = self._open(self._target.text if address is None else address, [*self._arguments(*key).items()])
+            its = None if tls is None else self._secured[tls]
+            credentials = self.credentials if its is None else its.credentials
+            made = self._open(self._target.text if address is None else address, [*self._arguments(*key).items()], credentials)
             found = Subchannel(made, self._drained)
+            found.identity = None if its is None else its.identity
             if address is not None and self._known is not None and address not in self._known:
                 found.retired = found.parting = True
                 self._retired.append(found)
                 return found
-            for old in [each for each in self._by_key if (each[0], each[2]) == (address, authority)]:
+            for old in [each for each in self._by_key if (each[0], each[2], each[3]) == (address, authority, tls)]:
                 self._retire(old)  # another connectTimeout
             self._by_key[key] = found
         return found
 
-    def _arguments(self, address: str | None, connect_timeout: float | None, authority: str | None) -> dict[str, Any]:
+    def secured(self, tls: Tls) -> Secured | None:
+        """What the sub-channels under the policy's TLS are begun with."""
+        return self._secured.get(tls)
+
+    def secure(self, tls: Tls, its: Secured) -> None:
+        """Begin them with this, and take those out of use that were begun with something else."""
+        with self._lock:
+            self._secured[tls] = its
+            for key in [key for key, sub in self._by_key.items() if key[3] == tls and sub.identity is not its.identity]:
+                self._retire(key)
+
+    def _arguments(self, address: str | None, connect_timeout: float | None, authority: str | None, tls: Tls | None) -> dict[str, Any]:
         own: dict[str, Any] = {}
         if connect_timeout is not None:
             own["grpc.min_reconnect_backoff_ms"] = max(1, round(connect_timeout * 1000))
         if address is not None or authority is not None:
             own["grpc.default_authority"] = authority or self._target.authority
-            if self._secure:  # TLS proves the host that the caller wrote
+            if self.credentials is not None or tls is not None:  # TLS proves the host that the caller wrote
                 own["grpc.ssl_target_name_override"] = self._target.host
-        return own | self._options
+        own |= self._options
+        name = None if tls is None else self._secured[tls].name
+        if name is not None:
+            # Or who the policy says that it is, whatever the caller's options say. Whom its calls are for they go on saying, but without
+            # a port: grpc holds that against the channel's target, of which it knows no port.
+            own["grpc.default_authority"] = without_port(own.get("grpc.default_authority", self._target.authority))
+            own["grpc.ssl_target_name_override"] = name
+        return own
 
     def opened(self) -> list[Any]:
         """The grpc channels in use whose calls are for the target."""

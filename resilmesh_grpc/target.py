@@ -34,3 +34,9 @@ def parse(target: str) -> Target:
     if not colon or not port.isdigit() or (":" in host and not host.endswith("]")):
         host, port = rest, "0"
     return Target(target, host.strip("[]"), int(port), rest)
+
+
+def without_port(authority: str) -> str:
+    """``host`` of ``host:port``."""
+    host, colon, port = authority.rpartition(":")
+    return host if colon and port.isdigit() and (":" not in host or host.endswith("]")) else authority

@@ -9,7 +9,7 @@ from resilmesh.drive.context import DEADLINE
 from resilmesh.engine.call import RETURN, Call
 from resilmesh.engine.plan import Fallback
 from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict
-from resilmesh.errors import DeadlineExceeded, InjectedFault
+from resilmesh.errors import DeadlineExceeded, InjectedFault, TlsImpossible
 from resilmesh.http import classify, replies
 from resilmesh.http.backend import INFINITY, MAX_HEAD_BYTES, LimitPassed, Wire
 from resilmesh.http.bodies import RequestBody
@@ -99,7 +99,11 @@ class Exchange(Wire):
     def prepare(self, call: Call) -> Any:
         """The request of the next attempt: the user's own, or a copy where something must differ."""
         endpoint, request = call.endpoint, self.shaped
-        self.lane = lane = self.lanes.to(self.library, endpoint, request, self.plan)
+        try:
+            self.lane = lane = self.lanes.to(self.library, endpoint, request, self.plan)
+        except TlsImpossible as error:
+            error.service, error.route = self.plan.service, self.plan.route
+            raise in_dialect(error, self.library, request) from None
         self._address = None if endpoint is None else endpoint.address
         if call.number > 1:
             self.response = self.error = None

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from resilmesh.errors import ResilmeshError
+from resilmesh.errors import TlsImpossible
 from resilmesh.http import pool
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 OPTIONS = (
     "verify", "cert", "trust_env", "http1", "http2", "limits", "proxy", "uds", "local_address", "retries", "socket_options",
 )
-
-
-class TlsImpossible(ResilmeshError):
-    """The policy asks for TLS where it cannot be had. Nothing is sent in the clear in its place."""
 
 
 class Lane:

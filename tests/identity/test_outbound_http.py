@@ -15,8 +15,7 @@ import httpx
 import pytest
 
 import resilmesh
-from resilmesh.errors import PolicyError
-from resilmesh.http.lanes import TlsImpossible
+from resilmesh.errors import PolicyError, TlsImpossible
 from resilmesh.identity import Fixed
 from resilmesh.identity.svid import Identity
 from resilmesh.identity.tls import LiveContext, PeerRefused

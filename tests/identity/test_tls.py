@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from resilmesh.identity.source import Fixed
 from resilmesh.identity.spiffe import SpiffeId
 from resilmesh.identity.svid import Identity, TrustBundle
-from resilmesh.identity.tls import ANYBODY, Accepted, LiveContext, PeerRefused
+from resilmesh.identity.tls import Accepted, LiveContext, PeerRefused
 from tests.identity.pki import HOUR, INVENTORY, WEB, Authority, Leaf, now, usage
 
 ROOT = Authority()
@@ -285,12 +285,11 @@ def test_each_new_connection_has_the_newest_identity() -> None:
     context = LiveContext(source, serves=True, now=time.time)
     serials = []
     for _ in range(3):
-        with serving(context) as (port, _):
-            with socket.create_connection(("127.0.0.1", port)) as plain:
-                with client_context(web()).wrap_socket(plain) as secured:
-                    serials.append(secured.getpeercert()["serialNumber"])
-                    secured.sendall(b"x")
-                    secured.recv(10)
+        with serving(context) as (port, _), socket.create_connection(("127.0.0.1", port)) as plain:
+            with client_context(web()).wrap_socket(plain) as secured:
+                serials.append(secured.getpeercert()["serialNumber"])
+                secured.sendall(b"x")
+                secured.recv(10)
         source.put(ROOT.identity(INVENTORY), time.time())
     assert len(set(serials)) == 3
     assert context.newest() is context.newest()
@@ -305,14 +304,13 @@ def test_a_session_is_not_resumed_beyond_what_it_proved(version: ssl.TLSVersion)
     caller.maximum_version = version
 
     def connect(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
-        with serving(context) as (port, service):
-            with socket.create_connection(("127.0.0.1", port)) as plain:
-                with caller.wrap_socket(plain, session=session) as secured:
-                    secured.sendall(b"x")
-                    secured.recv(10)
-                    assert secured.session_reused is (session is not None and version is ssl.TLSVersion.TLSv1_2 and not moved)
-                    again = secured.session
-                    secured.unwrap()
+        with serving(context) as (port, service), socket.create_connection(("127.0.0.1", port)) as plain:
+            with caller.wrap_socket(plain, session=session) as secured:
+                secured.sendall(b"x")
+                secured.recv(10)
+                assert secured.session_reused is (session is not None and version is ssl.TLSVersion.TLSv1_2 and not moved)
+                again = secured.session
+                secured.unwrap()
         assert str(service.peer) == WEB, service.error
         return again
 
