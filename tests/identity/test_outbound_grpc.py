@@ -211,25 +211,27 @@ def test_a_hundred_rotations_under_unary_calls_and_streams() -> None:
             except Exception as error:
                 failures.append(repr(error))
 
-    with serving(Identity(ROOT.identity(INVENTORY).svid, both)) as (service, theirs):
-        with Mesh.from_text(policy(service.address), identity=ours) as mesh, resilmesh_grpc.channel(mesh, "shop.test") as channel:
-            stub = ShopStub(channel)
-            threads = [threading.Thread(target=load, args=(job, stub)) for job in (unary, stream)]
-            for each in threads:
-                each.start()
-            for number in range(100):
-                authority = ROOT if number < 50 else new_root
-                theirs.put(Identity(authority.issue(INVENTORY).identity().svid, both), time.time())
-                ours.put(Identity(authority.issue(WEB).identity().svid, both), time.time())
-                before, until = (calls[0], streams[0]), time.monotonic() + 10
-                while (calls[0] == before[0] or streams[0] == before[1]) and time.monotonic() < until:
-                    time.sleep(0.001)
-            done.set()
-            for each in threads:
-                each.join()
-            assert failures == []
-            assert calls[0] >= 100
-            assert streams[0] >= 100
-            shown = mesh.snapshot()
-            assert shown["inFlight"] == 0
-            assert shown["identity"]["rotations"] == 100
+    with (
+        serving(Identity(ROOT.identity(INVENTORY).svid, both)) as (service, theirs),
+        Mesh.from_text(policy(service.address), identity=ours) as mesh, resilmesh_grpc.channel(mesh, "shop.test") as channel,
+    ):
+        stub = ShopStub(channel)
+        threads = [threading.Thread(target=load, args=(job, stub)) for job in (unary, stream)]
+        for each in threads:
+            each.start()
+        for number in range(100):
+            authority = ROOT if number < 50 else new_root
+            theirs.put(Identity(authority.issue(INVENTORY).identity().svid, both), time.time())
+            ours.put(Identity(authority.issue(WEB).identity().svid, both), time.time())
+            before, until = (calls[0], streams[0]), time.monotonic() + 10
+            while (calls[0] == before[0] or streams[0] == before[1]) and time.monotonic() < until:
+                time.sleep(0.001)
+        done.set()
+        for each in threads:
+            each.join()
+        assert failures == []
+        assert calls[0] >= 100
+        assert streams[0] >= 100
+        shown = mesh.snapshot()
+        assert shown["inFlight"] == 0
+        assert shown["identity"]["rotations"] == 100

@@ -75,12 +75,14 @@ def serving(context: ssl.SSLContext) -> Iterator[tuple[int, Peer]]:
 def call(context: ssl.SSLContext, port: int) -> Peer:
     seen = Peer()
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
-            with context.wrap_socket(plain, server_hostname="inventory.prod.svc") as secured:
-                seen.peer = getattr(secured, "peer", None)
-                secured.sendall(b"request")
-                seen.received = secured.recv(100)
-                secured.unwrap()
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname="inventory.prod.svc") as secured,
+        ):
+            seen.peer = getattr(secured, "peer", None)
+            secured.sendall(b"request")
+            seen.received = secured.recv(100)
+            secured.unwrap()
     except Exception as error:
         seen.error = error
     return seen
@@ -126,6 +128,11 @@ def ago(hours: float) -> datetime.datetime:
     return now() - hours * HOUR
 
 
+def _below_a_leaf() -> Leaf:
+    """What the holder of an honest certificate would sign, if it could."""
+    return Authority(name="leaf", above=ROOT, ca=False).issue(INVENTORY)
+
+
 REFUSED: dict[str, tuple[Callable[[], Leaf], str]] = {
     "another workload": (lambda: ROOT.issue(WEB), f"it is {WEB}, and {INVENTORY} is expected"),
     "expired": (lambda: ROOT.issue(INVENTORY, begins=ago(0.9), ends=ago(0.1)), "it has expired"),
@@ -135,7 +142,7 @@ REFUSED: dict[str, tuple[Callable[[], Leaf], str]] = {
     "two SPIFFE IDs": (lambda: ROOT.issue(INVENTORY, WEB), f"the certificate has 2 URI SANs ({INVENTORY}, {WEB})"),
     "a SPIFFE ID twice": (lambda: ROOT.issue(INVENTORY, INVENTORY), "the certificate has 2 URI SANs"),
     "a SPIFFE ID and a URL": (lambda: ROOT.issue(INVENTORY, "https://inventory"), "the certificate has 2 URI SANs"),
-    "nothing but a common name": (lambda: ROOT.issue(subject="inventory.prod.svc"), "has no SPIFFE ID: it has no SAN, and its subject, 'CN=inventory"),
+    "nothing but a common name": (lambda: ROOT.issue(subject="inventory.prod.svc"), "it has no SAN, and its subject, 'CN=inventory"),
     "a SPIFFE ID for a common name": (lambda: ROOT.issue(subject=INVENTORY), "has no SPIFFE ID: it has no SAN"),
     "nothing but a DNS name": (lambda: ROOT.issue(dns=["inventory.prod.svc"]), "has no SPIFFE ID: it names the host inventory.prod.svc"),
     "a SPIFFE ID for a DNS name": (lambda: ROOT.issue(dns=["spiffe.shop.example"]), "has no SPIFFE ID"),
@@ -151,23 +158,21 @@ REFUSED: dict[str, tuple[Callable[[], Leaf], str]] = {
     "a trust domain": (lambda: ROOT.issue("spiffe://shop.example"), "is a trust domain and no workload"),
     "an authority's": (lambda: ROOT.issue(INVENTORY, ca=True), "is an authority's (CA:TRUE)"),
     "a signer's": (
-        lambda: ROOT.issue(INVENTORY, key_usage=usage(digital_signature=True, key_cert_sign=True)), "key usage keyCertSign, which a leaf may not",
+        lambda: ROOT.issue(INVENTORY, key_usage=usage(digital_signature=True, key_cert_sign=True)),
+        "usage keyCertSign, which a leaf may not",
     ),
     "of no signatures": (lambda: ROOT.issue(INVENTORY, key_usage=usage(key_agreement=True)), "key usage"),
     "for callers only": (lambda: ROOT.issue(INVENTORY, purposes=[ExtendedKeyUsageOID.CLIENT_AUTH]), "not made for this side of TLS"),
-    "below a leaf": (lambda: _below_a_leaf(), "what signed it is no authority"),
-    "below one authority too many": (lambda: Authority(name="third", above=BELOW).issue(INVENTORY), "the path to its authority is longer"),
-    "below an expired authority": (lambda: Authority(name="old", above=ROOT, begins=ago(3), ends=ago(1)).issue(INVENTORY), "it has expired"),
+    "below a leaf": (_below_a_leaf, "what signed it is no authority"),
+    "below one authority too many": (lambda: Authority(name="third", above=BELOW).issue(INVENTORY), "path to its authority is longer"),
+    "below an expired authority": (
+        lambda: Authority(name="old", above=ROOT, begins=ago(3), ends=ago(1)).issue(INVENTORY), "it has expired",
+    ),
     "an extension that is critical and unknown": (
         lambda: ROOT.issue(INVENTORY, extensions=[(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), True)]),
         "unhandled critical extension",
     ),
 }
-
-
-def _below_a_leaf() -> Leaf:
-    """What the holder of an honest certificate would sign, if it could."""
-    return Authority(name="leaf", above=ROOT, ca=False).issue(INVENTORY)
 
 
 @calls
@@ -266,7 +271,9 @@ def test_a_domain_without_a_bundle() -> None:
 # --------------------------------------------------------------------------------------------- by a DNS name
 
 
-@pytest.mark.parametrize(("names", "passes"), [(["inventory.prod.svc"], True), (["Inventory.Prod.SVC"], True), (["other"], False), ([], False)])
+@pytest.mark.parametrize(
+    ("names", "passes"), [(["inventory.prod.svc"], True), (["Inventory.Prod.SVC"], True), (["other"], False), ([], False)],
+)
 def test_by_a_dns_name(names: list[str], passes: bool) -> None:
     accepted = Accepted(dns_sans=frozenset({"inventory.prod.svc"}))
     with serving(server_context(ROOT.issue(dns=names, subject="inventory.prod.svc").unchecked(), requires=False)) as (port, _):
@@ -285,11 +292,13 @@ def test_each_new_connection_has_the_newest_identity() -> None:
     context = LiveContext(source, serves=True, now=time.time)
     serials = []
     for _ in range(3):
-        with serving(context) as (port, _), socket.create_connection(("127.0.0.1", port)) as plain:
-            with client_context(web()).wrap_socket(plain) as secured:
-                serials.append(secured.getpeercert()["serialNumber"])
-                secured.sendall(b"x")
-                secured.recv(10)
+        with (
+            serving(context) as (port, _), socket.create_connection(("127.0.0.1", port)) as plain,
+            client_context(web()).wrap_socket(plain) as secured,
+        ):
+            serials.append(secured.getpeercert()["serialNumber"])
+            secured.sendall(b"x")
+            secured.recv(10)
         source.put(ROOT.identity(INVENTORY), time.time())
     assert len(set(serials)) == 3
     assert context.newest() is context.newest()
@@ -304,13 +313,15 @@ def test_a_session_is_not_resumed_beyond_what_it_proved(version: ssl.TLSVersion)
     caller.maximum_version = version
 
     def connect(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
-        with serving(context) as (port, service), socket.create_connection(("127.0.0.1", port)) as plain:
-            with caller.wrap_socket(plain, session=session) as secured:
-                secured.sendall(b"x")
-                secured.recv(10)
-                assert secured.session_reused is (session is not None and version is ssl.TLSVersion.TLSv1_2 and not moved)
-                again = secured.session
-                secured.unwrap()
+        with (
+            serving(context) as (port, service), socket.create_connection(("127.0.0.1", port)) as plain,
+            caller.wrap_socket(plain, session=session) as secured,
+        ):
+            secured.sendall(b"x")
+            secured.recv(10)
+            assert secured.session_reused is (session is not None and version is ssl.TLSVersion.TLSv1_2 and not moved)
+            again = secured.session
+            secured.unwrap()
         assert str(service.peer) == WEB, service.error
         return again
 
@@ -323,8 +334,9 @@ def test_a_session_is_not_resumed_beyond_what_it_proved(version: ssl.TLSVersion)
 
 def test_old_versions_of_tls_are_refused() -> None:
     caller = client_context(web()).newest()
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1 is deprecated"):
         caller.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
         caller.maximum_version = ssl.TLSVersion.TLSv1_1
     with serving(server_context(ROOT.identity(INVENTORY))) as (port, service):
         assert isinstance(call(caller, port).error, ssl.SSLError)
