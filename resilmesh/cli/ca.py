@@ -59,7 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_json(listing)
 
     revoke = _step(steps, "revoke", "Revoke a certificate, or all of a workload; it gets no other.", _revoke)
-    revoke.add_argument("what", metavar="SERIAL|SPIFFE-ID", help="what is revoked")
+    revoke.add_argument("what", metavar="WHAT", help="a SPIFFE ID, or the serial number of one certificate")
     revoke.add_argument("--lift", action="store_true", help="let the workload have certificates again")
     _add_password(revoke)
     _add_json(revoke)

@@ -35,6 +35,8 @@ from resilmesh.units import format_duration
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 #: Seconds that a leaf lives at least: with less, a renewal that fails once is an outage.
 MIN_TTL = MINUTE
+#: Seconds; a root that nobody will live to replace is no plan.
+LONGEST_ROOT = 36500 * DAY
 #: Keys are encrypted by PKCS #8 with PBKDF2 and few rounds (2,048), which a word from a dictionary does not survive.
 SHORTEST_PASSWORD = 16
 #: Of what is refused, so many characters are recorded.
@@ -110,10 +112,11 @@ class CertificateAuthority:
         parse_trust_domain(trust_domain)
         if password is not None and len(password) < SHORTEST_PASSWORD:
             raise IdentityError(f"the password has {len(password)} bytes: give {SHORTEST_PASSWORD} or more, at random")
-        if not MIN_TTL <= default_ttl <= max_ttl <= intermediate_ttl / 2 <= root_ttl / 2:
+        if not (MIN_TTL <= default_ttl <= max_ttl <= intermediate_ttl / 2 and 2 * intermediate_ttl <= root_ttl <= LONGEST_ROOT):
             raise IdentityError(
-                f"the lives do not fit: 1m <= {format_duration(default_ttl)} of a leaf <= {format_duration(max_ttl)} of a leaf at most "
-                f"<= half of the intermediate's {format_duration(intermediate_ttl)} <= half of the root's {format_duration(root_ttl)}"
+                f"the lives do not fit: a leaf has a minute at least, not {default_ttl:g} s; at most {max_ttl:g} s, which is not less and "
+                f"is half of the intermediate's at most; that has {intermediate_ttl:g} s, which is half of the root's at most; that has "
+                f"{root_ttl:g} s, and {LONGEST_ROOT:g} s at most"
             )
         store = Store.make(directory)
         authority = cls(store, Keys(store, password), clock)
