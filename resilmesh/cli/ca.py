@@ -85,6 +85,10 @@ def run(options: argparse.Namespace) -> int:
         print("resilmesh ca needs cryptography: pip install 'resilmesh[identity]'", file=sys.stderr)
     except ResilmeshError as error:
         print(f"resilmesh ca {options.step}: {error}", file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:  # what is printed finds no reader or no room
+            raise
+        print(f"resilmesh ca {options.step}: {error.filename}: {error.strerror}", file=sys.stderr)
     return 1
 
 
@@ -288,7 +292,8 @@ def _print_json(value: object) -> None:
 def _step(
     steps: argparse._SubParsersAction[argparse.ArgumentParser], name: str, line: str, take: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    parser = steps.add_parser(name, help=line, description=line)
+    # Unabbreviated, or `--password SECRET` would be taken for `--password-file`.
+    parser = steps.add_parser(name, help=line, description=line, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", help="the authority's directory")
     parser.set_defaults(take=take)
     return parser
