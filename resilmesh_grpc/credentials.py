@@ -8,7 +8,7 @@ certificate has further URI SANs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
@@ -90,7 +90,8 @@ def server_credentials(mesh: Mesh) -> grpc.ServerCredentials:
     first = newest.configuration()
     if first is None:
         raise IdentityError("a server needs an identity: write `mesh.identity`, set RESILMESH_IDENTITY, or pass `identity=` to Mesh")
-    return grpc.dynamic_ssl_server_credentials(first, newest.configuration, require_client_authentication=True)
+    fetch: Any = newest.configuration  # its stubs do not know that None is "no other one"
+    return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=True)
 
 
 class _Newest:

@@ -196,7 +196,8 @@ class Subchannels:
     ) -> Subchannel:
         """The sub-channel to an endpoint, or to the target itself, with a call more on it, which owes ``left``.
 
-        ``authority``: what its calls say they are for, if not the target's. ``tls``: of the policy's, which has been secured. Raises ``ValueError`` when the channel is closed.
+        ``authority``: what its calls say they are for, if not the target's. ``tls``: of the policy's, which has been secured. Raises
+        ``ValueError`` when the channel is closed.
         """
         if self.given is not None:
             self.given.in_flight += 1

@@ -28,6 +28,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--admin", type=_address, default="127.0.0.1:15000", metavar="HOST:PORT", help="Envoy's admin interface (%(default)s)",
     )
+    parser.add_argument(
+        "--identity", metavar="DIR",
+        help="where Envoy finds this workload's certificate, key and bundle (default: the policy's mesh.identity, else /run/identity)",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="write there, not to stdout; .json as JSON, anything else as YAML")
     parser.add_argument("--json", action="store_true", help="write JSON")
     parser.add_argument("--strict", action="store_true", help="refuse a policy of which Envoy does anything otherwise than the library")
@@ -35,6 +39,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Translate one file."""
+    from resilmesh.envoy.tls import IdentityFiles
     from resilmesh.envoy.translate import translate
     from resilmesh.errors import PolicyError
     from resilmesh.policy.check import check
@@ -53,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
         print(diagnostic, file=sys.stderr)
     if any(diagnostic.severity == "error" for diagnostic in found):
         return 1
-    translation = translate(loaded.policy, listen=options.listen, admin=options.admin)
+    identity = None if options.identity is None else IdentityFiles.in_directory(options.identity)
+    translation = translate(loaded.policy, listen=options.listen, admin=options.admin, identity=identity)
     _show(translation.notes, loaded)
     if options.strict and translation.notes:
         count = len(translation.notes)

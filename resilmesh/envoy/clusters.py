@@ -10,7 +10,8 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Any
 
-from resilmesh.envoy.match import condition
+from resilmesh.envoy.match import TYPE, condition
+from resilmesh.envoy.tls import takes_names_from_the_request
 
 if TYPE_CHECKING:
     from resilmesh.policy.model import Classify, Concurrency, Endpoint, LoadBalancer, OutlierDetection, RetryBudget, Service
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-TYPE = "type.googleapis.com/"
 #: Where a request goes that no policy applies to: to the host it names.
 PASSTHROUGH = "/passthrough"
 #: All clusters that look up the request's own host share a cache, which has to be written the same everywhere.
@@ -45,14 +45,15 @@ def socket_address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def cluster(name: str, effective: Effective) -> Json:
-    """The cluster of a service, or of a route that has a concurrency limit of its own."""
+def cluster(name: str, effective: Effective, secured: Json) -> Json:
+    """The cluster of a service, or of a route that has a concurrency limit of its own. ``secured``: its transport socket, if any."""
     service = effective.service
     made: Json = {
         "name": name,
         "connect_timeout": duration(effective.connect_timeout or _CONNECT_TIMEOUT),
         **_where(name, service),
         **_protocol(effective),
+        **secured,
         "circuit_breakers": {"thresholds": [_thresholds(effective.concurrency, effective.retry_budget, service.protocol)]},
     }
     if service.endpoints is not None:
@@ -66,6 +67,16 @@ def cluster(name: str, effective: Effective) -> Json:
         if service.subsets is not None:
             made["lb_subset_config"] = _subset_config(service)
     return made
+
+
+def forwarding(name: str, service: Service, secured: Json) -> Json:
+    """The cluster that calls the request's own host, without limits, and by the TLS that no mode of the policy takes away."""
+    options = "http_protocol_options" if service.protocol == "HTTP1" else "http2_protocol_options"
+    return {
+        "name": name, "connect_timeout": duration(_CONNECT_TIMEOUT), **_requested_host(), **secured,
+        **_options({"explicit_http_config": {options: {}}, **takes_names_from_the_request(service)}),
+        "circuit_breakers": {"thresholds": [_thresholds(None, None, service.protocol)]},
+    }
 
 
 def passthrough() -> Json:
@@ -129,7 +140,7 @@ def _host_port(endpoint: Endpoint) -> tuple[str, int]:
 
 def _protocol(effective: Effective) -> Json:
     options = "http_protocol_options" if effective.service.protocol == "HTTP1" else "http2_protocol_options"
-    chosen: Json = {"explicit_http_config": {options: {}}}
+    chosen: Json = {"explicit_http_config": {options: {}}, **takes_names_from_the_request(effective.service)}
     # What ends in a gRPC status is never asked about.
     if effective.classify is not None and effective.service.protocol != "GRPC":
         chosen["outlier_detection"] = {"error_matcher": _error_matcher(effective.classify)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from resilmesh.envoy.clusters import DNS_CACHE, TYPE, duration
+from resilmesh.envoy.clusters import DNS_CACHE, duration
+from resilmesh.envoy.match import TYPE
 
 if TYPE_CHECKING:
     from resilmesh.policy.model import Descriptor, Fault, RateLimit

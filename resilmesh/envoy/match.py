@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+#: What Envoy's names of types begin with.
+TYPE = "type.googleapis.com/"
 ANY_PATH: Json = {"prefix": "/"}
 
 

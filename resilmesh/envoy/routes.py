@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resilmesh.envoy.clusters import PASSTHROUGH, cluster, duration
+from resilmesh.envoy.clusters import PASSTHROUGH, cluster, duration, forwarding
 from resilmesh.envoy.filters import FAULT, Buckets, fault
 from resilmesh.envoy.match import ANY_PATH, route_match
 from resilmesh.envoy.retries import with_retries
 from resilmesh.envoy.shaping import header_changes, mirror, rewrite
+from resilmesh.envoy.tls import transport_socket
 from resilmesh.policy.resolve import Effective, effective
 
 if TYPE_CHECKING:
-    from resilmesh.policy.model import Match, Mirror, Policy
+    from resilmesh.envoy.tls import IdentityFiles
+    from resilmesh.policy.model import Match, Mirror, Policy, Service
 
 Json = dict[str, Any]
 
@@ -21,8 +23,9 @@ Json = dict[str, Any]
 class Routes:
     """Translates routes, and keeps the clusters and rate limits that they use."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, files: IdentityFiles) -> None:
         self._policy = policy
+        self._files = files
         self.clusters: dict[str, Json] = {}
         self.buckets = Buckets()
         self.uses_fault = False
@@ -38,11 +41,22 @@ class Routes:
         self.uses_passthrough = True
         return {"match": dict(ANY_PATH), "route": {"cluster": PASSTHROUGH, "timeout": "0s", "idle_timeout": "0s"}}
 
+    def _forwarding(self, service: Service) -> Json:
+        secured = self._secured(service)
+        if not secured:
+            return self.passthrough()
+        name = f"{service.name}/forwarding"
+        self.clusters.setdefault(name, forwarding(name, service, secured))
+        return {"route": {"cluster": name, "timeout": "0s", "idle_timeout": "0s"}}
+
+    def _secured(self, service: Service) -> Json:
+        return transport_socket(service, self._files, self._policy.mesh.trust_domain)
+
     def _translate(self, blocks: Effective) -> list[Json]:
         conditions: list[Match | None] = [None] if blocks.route is None or blocks.route.match is None else [*blocks.route.match]
         name = {"name": blocks.service.name + (f"/{blocks.route.name}" if blocks.route else "")}
         if blocks.mode != "ENFORCE":
-            return [{**name, **self.passthrough(), "match": route_match(each)} for each in conditions]
+            return [{**name, **self._forwarding(blocks.service), "match": route_match(each)} for each in conditions]
         action = self._action(blocks)
         filters = self.buckets.switched_on_by(blocks)
         if blocks.fault is not None and blocks.fault.scope == "CALL":
@@ -95,7 +109,7 @@ class Routes:
 
     def _clustered(self, name: str, blocks: Effective) -> str:
         if name not in self.clusters:
-            self.clusters[name] = cluster(name, blocks)
+            self.clusters[name] = cluster(name, blocks, self._secured(blocks.service))
         return name
 
 

@@ -11,6 +11,7 @@ otherwise, is a note (``notes``), never silence.
     rateLimit                           a filter for each bucket, switched on by its routes
     concurrency                         the cluster's limits; on a route a cluster of its own
     outbound                            the virtual host `*`
+    tls, mesh.identity                  the cluster's transport socket, and the files that it reads (``tls``)
     mode OFF, OBSERVE                   a route that only forwards
 
 The bootstrap is plain data: YAML or JSON, and xDS resources too.
@@ -21,11 +22,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resilmesh.envoy.clusters import MAX_HEADERS, MAX_HEADERS_KB, TYPE, passthrough, socket_address
+from resilmesh.envoy.clusters import MAX_HEADERS, MAX_HEADERS_KB, passthrough, socket_address
 from resilmesh.envoy.filters import fault_filter, host_lookup_filter, router
-from resilmesh.envoy.match import Claim, claims_by_domain, port_is
+from resilmesh.envoy.match import TYPE, Claim, claims_by_domain, port_is
 from resilmesh.envoy.notes import Note, notes_on
 from resilmesh.envoy.routes import Routes
+from resilmesh.envoy.tls import IdentityFiles
 
 if TYPE_CHECKING:
     from resilmesh.policy.model import Policy
@@ -53,9 +55,13 @@ class Translation:
 
 def translate(
     policy: Policy, *, listen: Address = ("127.0.0.1", 0), admin: Address = ("127.0.0.1", 0), access_log: str | None = None,
+    identity: IdentityFiles | None = None,
 ) -> Translation:
-    """Translate a policy that ``check`` accepts. Port 0 lets the system choose; ``access_log`` is a file to write."""
-    routes = Routes(policy)
+    """Translate a policy that ``check`` accepts. Port 0 lets the system choose; ``access_log`` is a file to write.
+
+    ``identity``: the files of this workload's certificate; absent, those that ``mesh.identity`` names, or those in ``/run/identity``.
+    """
+    routes = Routes(policy, identity or IdentityFiles.of_policy(policy))
     virtual_hosts = _virtual_hosts(policy, routes)
     clusters = list(routes.clusters.values())
     if routes.uses_passthrough:

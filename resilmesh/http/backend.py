@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import select
 import socket
-import ssl
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ssl
 
 INFINITY = float("inf")
 
@@ -382,6 +384,8 @@ class AsyncStream(_Stream):
 
 def _reason(error: BaseException) -> ssl.SSLError | None:
     """What TLS said, below the errors of a library or two."""
+    import ssl  # which a program without TLS does without
+
     cause = error.__cause__ or error.__context__
     while cause is not None and not isinstance(cause, ssl.SSLError):
         cause = cause.__cause__ or cause.__context__

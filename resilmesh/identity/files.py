@@ -16,21 +16,13 @@ from typing import TYPE_CHECKING, Self
 
 from resilmesh.identity.source import Source
 from resilmesh.identity.spiffe import IdentityError, parse_trust_domain
+from resilmesh.policy.identity import FEDERATED, FILE_NAMES
 
 if TYPE_CHECKING:
     from resilmesh.identity.svid import Identity
 
 log = logging.getLogger("resilmesh.identity")
 Path = str | os.PathLike[str]
-
-#: The names that are looked for in a directory: certificate, key and bundle.
-NAMES = (
-    ("tls.crt", "tls.key", "ca.crt"),  # a Kubernetes secret, cert-manager, `resilmesh ca issue`
-    ("svid.pem", "svid_key.pem", "svid_bundle.pem"),  # SPIRE's helper
-    ("svid.pem", "svid.key", "bundle.pem"),
-)
-#: Bundles of federated trust domains in a directory: `federated/partner.example.pem`.
-FEDERATED = "federated"
 
 
 class FileSource(Source):
@@ -65,13 +57,13 @@ class FileSource(Source):
         now: Callable[[], float] = time.time,
     ) -> Self:
         """Of a directory whose files have the names that one of the usual tools gives them. Raises ``IdentityError``."""
-        for names in NAMES:
+        for names in FILE_NAMES:
             paths = [os.path.join(directory, name) for name in names]
             if all(map(os.path.exists, paths)):
                 return cls(*paths, federated=_federated(directory), password=password, interval=interval, now=now)
         if not os.path.isdir(directory):
             raise IdentityError(f"there is no directory {os.fspath(directory)!r} with a certificate, a key and a bundle")
-        wanted = "; or ".join(", ".join(names) for names in NAMES)
+        wanted = "; or ".join(", ".join(names) for names in FILE_NAMES)
         raise IdentityError(f"{os.fspath(directory)!r} has no certificate, key and bundle: {wanted}")
 
     def reload(self) -> bool:

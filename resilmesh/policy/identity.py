@@ -17,6 +17,15 @@ DnsName = Annotated[str, shaped("a DNS name", r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 Address = Annotated[str, shaped("unix:///path or tcp://address:port", r"^(unix:(//)?/.+|tcp://[^/]+:[0-9]+)$", max_length=4096)]
 
+#: The names that are looked for in a directory: certificate, key and bundle.
+FILE_NAMES = (
+    ("tls.crt", "tls.key", "ca.crt"),  # a Kubernetes secret, cert-manager, `resilmesh ca issue`
+    ("svid.pem", "svid_key.pem", "svid_bundle.pem"),  # SPIRE's helper
+    ("svid.pem", "svid.key", "bundle.pem"),
+)
+#: Where in it the bundles of federated trust domains are, as `partner.example.pem`.
+FEDERATED = "federated"
+
 _SANS = "UpstreamTlsContext.common_tls_context.combined_validation_context.match_typed_subject_alt_names"
 
 

@@ -61,6 +61,8 @@ class Caller:
     def __init__(self, client: httpx.Client, sidecar: str | None) -> None:
         self._client = client
         self._sidecar = sidecar
+        #: This is the library's plane, whose client calls the service itself.
+        self.direct = sidecar is None
         self._started = time.monotonic()
         self.replies: list[Reply] = []
 
@@ -71,6 +73,7 @@ class Caller:
         return self.send("POST", path, **more)
 
     def send(self, method: str, path: str = "/", *, host: str = "svc.test", **more: Any) -> Reply:
+        """``scheme``: of the library's plane only; a sidecar is called over HTTP."""
         self.replies.append(reply := self._exchange(method, path, host, **more))
         return reply
 
@@ -84,13 +87,13 @@ class Caller:
         where, headers = self._target("svc.test")
         return self._client.stream("GET", where + path, headers=headers)
 
-    def _target(self, host: str) -> tuple[str, list[tuple[str, str]]]:
-        return (f"http://{host}", []) if self._sidecar is None else (self._sidecar, [("host", host)])
+    def _target(self, host: str, scheme: str = "http") -> tuple[str, list[tuple[str, str]]]:
+        return (f"{scheme}://{host}", []) if self._sidecar is None else (self._sidecar, [("host", host)])
 
     def _exchange(
-        self, method: str, path: str, host: str, headers: Sequence[tuple[str, str]] = (), content: Any = None,
+        self, method: str, path: str, host: str, headers: Sequence[tuple[str, str]] = (), content: Any = None, scheme: str = "http",
     ) -> Reply:
-        where, named = self._target(host)
+        where, named = self._target(host, scheme)
         begun = time.monotonic()
         body, cut = b"", False
         with self._client.stream(method, where + path, headers=[*named, *headers], content=content) as response:

@@ -180,7 +180,7 @@ def test_explain_refuses_a_policy_that_contradicts_itself(capsys: pytest.Capture
 def test_explain_shows_a_plan_with_blocks_of_a_later_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", str(TESTDATA / "finished_form.yaml"), "GET", "http://inventory.prod.svc/"]) == 0
     output = capsys.readouterr()
-    assert "'tls' is not enforced yet" in output.err
+    assert "'mtls' is not enforced yet" in output.err
     assert "split[1].weight" in output.out
 
 

@@ -13,8 +13,8 @@ from resilmesh.policy.load import load_file
 
 TESTDATA = Path(__file__).parent / "testdata"
 
-#: Codes whose text cannot lie in a readable file; test_policy_document.py has them, and the mesh's tests its own (RM218).
-ELSEWHERE = {"RM001", "RM002", "RM003", "RM013", "RM218"}
+#: Codes whose text cannot lie in a readable file; test_policy_document.py has them, and the mesh's tests its own (RM218, RM233, RM234).
+ELSEWHERE = {"RM001", "RM002", "RM003", "RM013", "RM218", "RM233", "RM234"}
 
 
 def policies(kind: str) -> list[object]:
