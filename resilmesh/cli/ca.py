@@ -69,6 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--activate", action="store_true", help="sign by the announced root")
     which.add_argument("--retire", action="store_true", help="trust the old root no more")
     which.add_argument("--intermediate", action="store_true", help="replace the intermediate alone, at once")
+    rotate.set_defaults(wrong=rotate.error)
     rotate.add_argument("--force", action="store_true", help="activate or retire now, whoever is cut off by it")
     _add_password(rotate)
     _add_json(rotate)
@@ -184,6 +185,8 @@ def _revoke(options: argparse.Namespace) -> int:
 
 
 def _rotate(options: argparse.Namespace) -> int:
+    if options.force and not (options.activate or options.retire):
+        options.wrong("--force goes with --activate or --retire")
     authority = _open(options)
     if options.activate:
         state = authority.activate_root(force=options.force)

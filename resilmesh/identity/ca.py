@@ -226,6 +226,8 @@ class CertificateAuthority:
                 raise IdentityError(f"{workload} is revoked and gets no certificate: resilmesh ca revoke {change.where} {workload} --lift")
             issuer, life = state.active, _life(ttl, state)
             above = self.certificate(issuer.name)
+            if change.now < above.not_valid_before_utc:
+                raise IdentityError(f"it is {to_text(change.now)}, which is before the intermediate begins: look at this machine's clock")
             if above.not_valid_after_utc - change.now < datetime.timedelta(seconds=MIN_TTL):
                 ends = to_text(above.not_valid_after_utc)
                 raise IdentityError(f"the intermediate ends at {ends}: resilmesh ca rotate {change.where} --intermediate")

@@ -47,6 +47,9 @@ def key_of_request(request: bytes) -> CertificatePublicKeyTypes:
         # Before the signature is verified: MD5 and SHA-1 prove little.
         if not isinstance(parsed.signature_hash_algorithm, hashes.SHA256 | hashes.SHA384 | hashes.SHA512):
             raise IdentityError("the request is not signed with SHA-256, SHA-384 or SHA-512")
+        if _encoded(key) not in parsed.tbs_certrequest_bytes:
+            # Such as a curve that is described and not named, which has fooled verifiers (CVE-2020-0601).
+            raise IdentityError(f"the key is not written as certificates write it: use {_GOOD_KEYS}")
         proven = parsed.is_signature_valid
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IdentityError(f"the request cannot be read: {error}; it needs {_GOOD_KEYS}") from None
@@ -72,8 +75,11 @@ def _check_key(key: object) -> None:
 
 def key_digest(key: CertificatePublicKeyTypes) -> str:
     """SHA-256 of a public key as certificates carry it, in hexadecimal digits."""
-    encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(encoded).hexdigest()
+    return hashlib.sha256(_encoded(key)).hexdigest()
+
+
+def _encoded(key: CertificatePublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def all_dns_names(spiffe_id: SpiffeId, extra: Iterable[str]) -> list[str]:

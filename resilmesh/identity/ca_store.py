@@ -104,7 +104,10 @@ class State:
         plain["roots"] = [Root(**each) for each in plain["roots"]]
         plain["intermediates"] = [Intermediate(**each) for each in plain["intermediates"]]
         plain["revoked"] = [Revoked(**each) for each in plain["revoked"]]
-        return cls(**plain)
+        state = cls(**plain)
+        if sum(each.active for each in state.intermediates) != 1 or sum(each.phase == "active" for each in state.roots) != 1:
+            raise ValueError("not exactly one root and one intermediate are active")
+        return state
 
     def to_json(self) -> bytes:
         """For people too."""

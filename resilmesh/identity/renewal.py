@@ -16,32 +16,56 @@ LOOK = 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 
 
+class Schedule:
+    """When to renew what was issued. Times are seconds since the epoch; ``rng`` gives from 0 to 1."""
+
+    def __init__(self, issued: Lives, rng: Callable[[], float]) -> None:
+        self._rng = rng
+        self._due = self._quiet_until = 0.0
+        self._failures = 0
+        self.renewed(issued)
+
+    def renewed(self, issued: Lives) -> None:
+        """It was: from the beginning."""
+        from resilmesh.identity.svid import renew_at
+
+        self._due, self._failures, self._quiet_until = renew_at(issued, self._rng), 0, 0.0
+
+    def failed(self, now: float) -> float:
+        """It was not; returns the seconds until it is tried again."""
+        self._failures = min(self._failures + 1, 30)
+        pause = min(FIRST_PAUSE * 2.0 ** (self._failures - 1), LONGEST_PAUSE) * (0.5 + 0.5 * self._rng())
+        self._quiet_until = now + pause
+        return pause
+
+    def is_due(self, now: float, stale: Callable[[], bool]) -> bool:
+        """Whether to renew now. ``stale``: whether the bundle that went with the last one is no longer the authority's."""
+        return now >= self._quiet_until and (now >= self._due or stale())
+
+    def left(self, now: float) -> float:
+        """Seconds until the next time that it may be due, but for a bundle that changes."""
+        return max(self._quiet_until, self._due) - now
+
+
 def keep_fresh(
     issued: Lives, renew: Callable[[], Lives], stale: Callable[[], bool], *, wait: Callable[[float], object], now: Callable[[], float],
     rng: Callable[[], float], say: Callable[[str], object],
 ) -> None:
     """Renew for as long as nothing but ``IdentityError`` and ``OSError`` is raised; these are said, and tried again.
 
-    ``stale``: whether the bundle that went with the last one is no longer the authority's. ``wait`` takes seconds, ``now`` gives seconds
-    since the epoch, ``rng`` from 0 to 1.
+    ``stale``: as ``Schedule.is_due``. ``wait`` takes seconds, ``now`` gives seconds since the epoch.
     """
-    from resilmesh.identity.svid import renew_at
-
-    due, failures = renew_at(issued, rng), 0
+    schedule = Schedule(issued, rng)
     while True:
         try:
-            left = due - now()
-            if left > 0 and not stale():
-                wait(min(left, LOOK))
-                continue
-            issued = renew()
+            if schedule.is_due(now(), stale):
+                issued = renew()
+                schedule.renewed(issued)
+            pause = min(max(schedule.left(now()), 0.0), LOOK)
         except (IdentityError, OSError) as error:
-            failures += 1
-            pause = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * (0.5 + 0.5 * rng())
+            pause = schedule.failed(now())
             say(f"the renewal failed: {error}; the old certificate {_left(issued.not_after - now())}; again in {pause:.1f} s")
-            wait(pause)
-        else:
-            due, failures = renew_at(issued, rng), 0
+        wait(pause)
 
 
 def _left(seconds: float) -> str:

@@ -11,12 +11,14 @@ renewal stays until the next one, so that whoever is in it can finish.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from resilmesh.identity.ca_store import sync_directory
 from resilmesh.identity.spiffe import IdentityError
 
 _DATA = "..data"
@@ -29,6 +31,16 @@ def publish(directory: str | os.PathLike[str], files: Mapping[str, tuple[bytes, 
     """
     place = Path(directory)
     place.mkdir(parents=True, exist_ok=True)
+    number = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)  # or two that write here would clear away each other's files
+        _swap(place, files, stamp)
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _swap(place: Path, files: Mapping[str, tuple[bytes, int]], stamp: str) -> None:
     for name in files:
         path = place / name
         if os.path.lexists(path) and not _is_ours(path):
@@ -39,7 +51,7 @@ def publish(directory: str | os.PathLike[str], files: Mapping[str, tuple[bytes, 
         for name, (content, mode) in files.items():
             _write(made / name, content, mode)
         made.chmod(0o755)  # the key has a mode of its own
-        _sync(made)
+        sync_directory(made)
         _link(place / _DATA, made.name)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
@@ -47,7 +59,6 @@ def publish(directory: str | os.PathLike[str], files: Mapping[str, tuple[bytes, 
     for name in files:
         if not (place / name).is_symlink():
             _link(place / name, f"{_DATA}/{name}")
-    _sync(place)
     for each in place.glob("..*"):
         if each.is_dir() and not each.is_symlink() and each.name not in (made.name, before):
             shutil.rmtree(each, ignore_errors=True)
@@ -72,10 +83,3 @@ def _link(path: Path, target: str) -> None:
     beside.symlink_to(target)
     beside.rename(path)
 
-
-def _sync(directory: Path) -> None:
-    number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

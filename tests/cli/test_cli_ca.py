@@ -120,6 +120,7 @@ def test_what_is_refused(ca: Ca, words: tuple[str, ...], said: str) -> None:
 @pytest.mark.parametrize("words", [
     (), ("sign",), ("init", "ca"), ("issue", "ca", WEB), ("issue", "ca", WEB, "--out", "tls", "--ttl", "60"),
     ("rotate", "ca", "--activate", "--retire"), ("issue", "ca", WEB, "--out", "tls", "--password", "x"), ("revoke", "ca"),
+    ("rotate", "ca", "--force"), ("rotate", "ca", "--intermediate", "--force"),
 ])
 def test_wrong_words(words: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -128,6 +128,14 @@ def test_a_leaf_ends_with_its_intermediate(tmp_path: Path) -> None:
     assert authority.advice() == []
 
 
+def test_a_clock_that_went_back(tmp_path: Path) -> None:
+    clock = Clock()
+    authority = make(tmp_path, clock)
+    clock.go(-DAY)
+    with pytest.raises(IdentityError, match="it is 2026-11-23T07:00:00Z, which is before the intermediate begins"):
+        authority.issue(WEB)
+
+
 def test_an_intermediate_ends_with_its_root(tmp_path: Path) -> None:
     clock = Clock()
     authority = make(tmp_path, clock, intermediate_ttl=10 * DAY, root_ttl=20 * DAY)
@@ -427,6 +435,7 @@ def test_a_directory_without_an_authority(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [
     b"", b"{}", b"[]", b"null", b'{"version": 2}', b'{"version": 1}', b"\xff", b'{"version": 1, "roots": 3}',
+    b'{"version": 1, "roots": [], "intermediates": [], "revoked": []}',
 ])
 def test_a_state_that_is_not_ours(tmp_path: Path, content: bytes) -> None:
     make(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_a_reader_never_sees_half_of_a_renewal(tmp_path: Path) -> None:
     reader.join()
     assert wrong == []
     assert looks > 0
+
+
+def test_two_that_write_at_once(tmp_path: Path) -> None:
+    def write(first: int) -> None:
+        for number in range(first, first + 15):
+            publish(tmp_path / "tls", pair(number), STAMP)
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(write, 100 * each) for each in range(3)]:
+            done.result()
+    certificate, key = seen(tmp_path / "tls")
+    assert certificate.split()[-1] == key.split()[-1]
 
 
 @pytest.mark.parametrize("step", ["mkdtemp", "fsync", "rename", "symlink"])
