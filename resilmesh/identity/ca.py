@@ -230,7 +230,10 @@ class CertificateAuthority:
                 raise IdentityError(f"it is {to_text(change.now)}, which is before the intermediate begins: look at this machine's clock")
             if above.not_valid_after_utc - change.now < datetime.timedelta(seconds=MIN_TTL):
                 ends = to_text(above.not_valid_after_utc)
-                raise IdentityError(f"the intermediate ends at {ends}: resilmesh ca rotate {change.where} --intermediate")
+                alone = self.certificate(issuer.root).not_valid_after_utc > above.not_valid_after_utc
+                raise IdentityError(
+                    f"the intermediate ends at {ends}: resilmesh ca rotate {change.where}{' --intermediate' if alone else ', for its root does'}"
+                )
             made = ca_certificates.leaf(workload, names, public_key, above, change.key(issuer.name), change.now, life)
             change.mark_issued(issuer, made.not_valid_after_utc)
             change.record(

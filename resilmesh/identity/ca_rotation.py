@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from resilmesh.identity.ca_change import Change
@@ -67,6 +68,9 @@ def renew_intermediate(change: Change) -> dict[str, Any]:
     """A new intermediate below the same root, at once: its certificate is sent along with each leaf. As ``announce``."""
     root = change.state.root_in("active")
     assert root is not None, "one is always active"
+    ends = change.keys.certificate(root.name).not_valid_after_utc
+    if ends - change.now < datetime.timedelta(days=1):
+        raise IdentityError(f"the root ends at {to_text(ends)}, and with it all below it: resilmesh ca rotate {change.where}")
     before = change.state.active.name
     made = change.add_intermediate(root)
     return {"action": "renew-intermediate", "intermediate": made.name, "before": before, "root": root.name}

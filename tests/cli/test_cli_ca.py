@@ -199,9 +199,6 @@ def test_a_password_is_asked_for(ca: Ca, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_without_cryptography(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in [each for each in sys.modules if each.startswith("resilmesh.identity.ca")]:
-        monkeypatch.delitem(sys.modules, name)
-
     def absent(options: object) -> int:
         raise ModuleNotFoundError("No module named 'cryptography'", name="cryptography")
 

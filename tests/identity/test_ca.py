@@ -145,6 +145,21 @@ def test_an_intermediate_ends_with_its_root(tmp_path: Path) -> None:
     assert authority.advice() == [f"the root ends at 2026-12-14T07:00:00Z: resilmesh ca rotate {tmp_path / 'ca'}"]
 
 
+def test_a_root_that_has_ended_is_replaced(tmp_path: Path) -> None:
+    clock = Clock()
+    authority = make(tmp_path, clock, intermediate_ttl=10 * DAY, root_ttl=20 * DAY)
+    clock.go(17 * DAY)
+    authority.renew_intermediate()
+    clock.go(4 * DAY)
+    with pytest.raises(IdentityError, match=r"the intermediate ends at .*: resilmesh ca rotate .*/ca, for its root does"):
+        authority.issue(WEB)
+    with pytest.raises(IdentityError, match=r"the root ends at .*, and with it all below it: resilmesh ca rotate .*/ca$"):
+        authority.renew_intermediate()
+    authority.announce_root()
+    authority.activate_root()
+    authority.issue(WEB).proven(clock.seconds)
+
+
 # ------------------------------------------------------------------------------------------- other tools
 
 
