@@ -231,9 +231,8 @@ class CertificateAuthority:
             if above.not_valid_after_utc - change.now < datetime.timedelta(seconds=MIN_TTL):
                 ends = to_text(above.not_valid_after_utc)
                 alone = self.certificate(issuer.root).not_valid_after_utc > above.not_valid_after_utc
-                raise IdentityError(
-                    f"the intermediate ends at {ends}: resilmesh ca rotate {change.where}{' --intermediate' if alone else ', for its root does'}"
-                )
+                how = " --intermediate" if alone else ", for its root does"
+                raise IdentityError(f"the intermediate ends at {ends}: resilmesh ca rotate {change.where}{how}")
             made = ca_certificates.leaf(workload, names, public_key, above, change.key(issuer.name), change.now, life)
             change.mark_issued(issuer, made.not_valid_after_utc)
             change.record(
