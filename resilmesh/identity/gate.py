@@ -1,0 +1,113 @@
+"""Who is let in: from what is known of a request that arrives to whom it is from, and whether it may pass. Pure.
+
+    1  from where        the connection's address; behind a trusted proxy the original caller's, by X-Forwarded-For
+    2  from whom         what the TLS connection proved; of a trusted proxy what it says in X-Forwarded-Client-Cert
+    3  ``mtls``          STRICT: nobody without an identity; DISABLE: nobody has one
+    4  authorization     DENY before ALLOW (``authz``)
+
+No mode of the mesh (OBSERVE, OFF) opens the gate: for a drill a policy has a ``mode`` of its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from resilmesh.identity import xfcc
+from resilmesh.identity.spiffe import IdentityError, SpiffeId
+
+if TYPE_CHECKING:
+    from resilmesh.policy.inbound import Inbound
+
+
+class Connection(NamedTuple):
+    """What a server knows of the connection that a request came on."""
+
+    source: str | None = None
+    """Address it comes from; ``None``: a socket of this machine."""
+    peer: SpiffeId | None = None
+    """What its TLS certificate proved."""
+    fingerprint: str = ""
+    """SHA-256 of that certificate, in hexadecimal."""
+    subject: str = ""
+    """Its subject."""
+    server: tuple[str, int] | None = None
+    """Address and port that it was made to."""
+    sni: str | None = None
+
+
+class Caller(NamedTuple):
+    """Whom a request that is served here is from."""
+
+    identity: SpiffeId | None
+    """Its SPIFFE ID; ``None``: it has proved none."""
+    source: str | None
+    """Address of the connection."""
+    remote: str | None
+    """Address of the original caller: the same, but behind a trusted proxy."""
+
+
+class Refused(Exception):
+    """A request that is not let in. ``status``: of HTTP; the reason is for the log, and not for the caller."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Gate:
+    """The ``inbound`` block of one policy, but for its limits."""
+
+    def __init__(self, inbound: Inbound | None) -> None:
+        self._mtls = "PERMISSIVE" if inbound is None else inbound.mtls
+        self._proxies = [ipaddress.ip_network(each, strict=False) for each in (inbound and inbound.trusted_proxies) or ()]
+
+    @property
+    def requires_identity(self) -> bool:
+        """``mtls: STRICT``"""
+        return self._mtls == "STRICT"
+
+    def trusts(self, address: str | None) -> bool:
+        """Whether a proxy at this address is believed."""
+        if address is None or not self._proxies:
+            return False
+        try:
+            found = _address(address)
+        except ValueError:
+            return False
+        return any(found in network for network in self._proxies if network.version == found.version)
+
+    def caller(self, connection: Connection, forwarded_for: Sequence[str], certificates: Sequence[str]) -> Caller:
+        """Whom a request is from, by the values of its two headers. Raises ``Refused``."""
+        trusted = self.trusts(connection.source)
+        identity = connection.peer
+        if trusted and certificates:
+            try:
+                identity = xfcc.caller_of(",".join(certificates))
+            except IdentityError as error:
+                raise Refused(400, f"a trusted proxy's {xfcc.HEADER} cannot be used: {error}") from None
+        if self._mtls == "DISABLE":
+            identity = None
+        elif self._mtls == "STRICT" and identity is None:
+            raise Refused(403, "mtls is STRICT, and the caller has proved no identity")
+        remote = self._remote(forwarded_for) if trusted else None
+        return Caller(identity, connection.source, remote or connection.source)
+
+    def _remote(self, forwarded_for: Sequence[str]) -> str | None:
+        """The last address that is no trusted proxy's: what stands before it anybody may have written."""
+        found = None
+        for text in reversed([part.strip() for value in forwarded_for for part in value.split(",")]):
+            try:
+                found = str(_address(text))
+            except ValueError:
+                return found
+            if not self.trusts(found):
+                return found
+        return found
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An IPv4 address that came over an IPv6 socket is an IPv4 address. Raises ``ValueError``."""
+    found = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(found, "ipv4_mapped", None) or found
