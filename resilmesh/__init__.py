@@ -30,12 +30,13 @@ from resilmesh.errors import (
     RateLimited,
     Rejected,
     ResilmeshError,
+    TlsImpossible,
     UnknownService,
 )
 from resilmesh.mesh import Mesh, attempts, configure, guard
 
 if TYPE_CHECKING:
-    from resilmesh import http, testing
+    from resilmesh import http, identity, inbound, testing
     from resilmesh.wrapping import wrap
 
     __version__: str
@@ -54,12 +55,15 @@ __all__ = [
     "RateLimited",
     "Rejected",
     "ResilmeshError",
+    "TlsImpossible",
     "UnknownService",
     "attempts",
     "configure",
     "deadline",
     "guard",
     "http",
+    "identity",
+    "inbound",
     "testing",
     "wrap",
 ]
@@ -74,6 +78,8 @@ if not getattr(sys, "_is_gil_enabled", lambda: True)():
 #: Imported when first asked for: module, attribute (None: the module itself).
 _LAZY: dict[str, tuple[str, str | None]] = {
     "http": ("resilmesh.http", None),
+    "identity": ("resilmesh.identity", None),
+    "inbound": ("resilmesh.inbound", None),
     "testing": ("resilmesh.testing", None),
     "wrap": ("resilmesh.wrapping", "wrap"),
 }

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from resilmesh.engine.compile import Compiler, Table
     from resilmesh.engine.match import Headers
     from resilmesh.engine.plan import Plan, Tls
+    from resilmesh.identity.authz import Decision, InboundRequest
+    from resilmesh.identity.gate import Verdicts
     from resilmesh.identity.opening import Workload
     from resilmesh.identity.source import Source
     from resilmesh.identity.svid import Identity
@@ -125,6 +127,7 @@ class Mesh:
         #: Where it comes from in spite of the policy.
         self._identity_given = identity or os.environ.get("RESILMESH_IDENTITY") or None
         self._workload: Workload | None = None
+        self._verdicts: Verdicts
         self._seeded = seed is not None
         self._rng = Random(seed)  # noqa: S311  # jitter and drills, not secrets
         self._hub = Hub()
@@ -290,7 +293,12 @@ class Mesh:
     def _swap(self, policy: Policy, pause: Callable[[], None] = lambda: None) -> None:
         """Compile a policy, with the injections that are active, and put it in force."""
         compiler = self._compiler(policy, pause)
+        from resilmesh.identity.gate import Gate, Verdicts
+
         table = compiler.table()
+        table.gate = Gate(policy.inbound)
+        if self._in_force is None:
+            self._verdicts = Verdicts()
         if self._in_force is not None:
             self._in_force.superseded = True
         compiler.commit()
@@ -457,6 +465,28 @@ class Mesh:
         """Who this workload is at the moment, and whom it trusts; ``None``: nothing says it."""
         return None if self._workload is None else self._workload.source.newest
 
+    @property
+    def identity_source(self) -> Source | None:
+        """What keeps it fresh."""
+        return None if self._workload is None else self._workload.source
+
+    def authorized(self, table: Table, request: InboundRequest) -> bool:
+        """Whether a request that arrived may pass, by the policies of ``inbound.authorization``: decided, counted and told."""
+        decision: Decision = table.gate.authorizer.decide(request)
+        self._verdicts.count(decision)
+        if self._hub.observers:
+            told: dict[str, Any] = {"workload": table.policy.mesh.workload, "principal": request.principal, "method": request.method}
+            self._hub.emit(self.clock.monotonic(), "authorized", **told, **decision.told())
+        if not decision.allowed:
+            log.info("request of %s denied: %s", request.principal or "a caller without identity", decision.reason)
+        return decision.allowed
+
+    def turned_away(self, reason: str) -> None:
+        """A request that arrived is refused before anybody asks whether it may pass: counted and told."""
+        self._verdicts.refuse()
+        self._hub.emit(self.clock.monotonic(), "turned_away", workload=self.table.policy.mesh.workload, reason=reason)
+        log.info("request refused: %s", reason)
+
     def tls_context(self, tls: Tls, alpn: Sequence[str]) -> ssl.SSLContext | None:
         """The context for connections to a service. Raises ``NoIdentity``.
 
@@ -524,6 +554,7 @@ class Mesh:
             "workload": mesh.workload, "mode": mesh.mode, "outbound": mesh.outbound, "localReplies": mesh.local_replies,
             "revision": self._revision, "refused": self._refused, "lastRefusal": self._last_refusal, "inFlight": in_flight,
             "injections": [each.shown() for each in self._injections], "services": services,
+            "authorization": None if self.table.gate.authorizer is None else self._verdicts.snapshot(),
             "inbound": None if inbound is None else {
                 "calls": inbound["routes"]["*"], "concurrency": inbound["concurrency"].get("*"),
                 "rateLimits": inbound["rateLimits"].get("*", {}),
@@ -555,6 +586,7 @@ class Mesh:
         if not self._seeded:
             # Workers forked from one parent must not draw the same jitter.
             self._rng.seed()
+        self._verdicts.after_fork()
         if self._watch is not None:
             self._watch.after_fork()
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from resilmesh.drive.aio import pause
-from resilmesh.drive.context import DEADLINE, unset
+from resilmesh.drive.context import CALLER, DEADLINE, PASSED_ON, unset
 from resilmesh.engine.call import RAISE, SLEEP, WAIT
 from resilmesh_grpc.server import policed as policed_in_thread
 from resilmesh_grpc.serving import HEALTH, Serving, wrapped
@@ -37,17 +37,20 @@ Behaviour = Callable[..., Any]
 class AioServing(Serving):
     """A served call in its task. ``async with`` it the handler runs, once the policy has let the call through."""
 
-    __slots__ = ("_token",)
-    _token: Token[float]
+    __slots__ = ("_tokens",)
+    _tokens: tuple[Token[Any], ...]
 
     async def __aenter__(self) -> AioServing:
+        if self.denied is not None:
+            await self.context.abort(*self.denied)
         if self.call is not None:
             await self._admit(self.call)
-        self._token = DEADLINE.set(self.inside)
+        self._tokens = DEADLINE.set(self.inside), CALLER.set(self.caller), PASSED_ON.set(self.passed_on)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        unset(self._token)
+        for token in self._tokens:
+            unset(token)
         ran_out = self.ran_out(error)
         self.done(error)
         if ran_out and not self.context.done():
@@ -71,21 +74,21 @@ class AioServing(Serving):
             await self.context.abort(*drilled)
 
 
-def policed(mesh: Mesh, behaviour: Behaviour, streams: bool) -> Behaviour:
+def policed(mesh: Mesh, method: str, behaviour: Behaviour, streams: bool) -> Behaviour:
     """A handler's behaviour under the policy, of the kind that grpc takes it for: it looks at what the function is."""
     serve: Behaviour
     if isasyncgenfunction(behaviour):
         async def serve(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with AioServing(mesh, context) as serving, aclosing(behaviour(request, context)) as messages:
+            async with AioServing(mesh, context, method) as serving, aclosing(behaviour(request, context)) as messages:
                 async for message in messages:
                     serving.message()
                     yield message
     elif iscoroutinefunction(behaviour):
         async def serve(request: Any, context: Any) -> Any:
-            async with AioServing(mesh, context):
+            async with AioServing(mesh, context, method):
                 return await behaviour(request, context)
     else:
-        return policed_in_thread(mesh, behaviour, streams, _end_of_rpc())
+        return policed_in_thread(mesh, method, behaviour, streams, _end_of_rpc())
     return wraps(behaviour)(serve)
 
 
@@ -105,7 +108,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or (not self._health and details.method.startswith(HEALTH)):
             return handler
-        return wrapped(handler, partial(policed, self._mesh))
+        return wrapped(handler, partial(policed, self._mesh, details.method))
 
 
 def aio_server_interceptor(mesh: Mesh, *, health: bool = False) -> grpc.aio.ServerInterceptor:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from resilmesh.drive.context import DEADLINE
+from resilmesh.drive.context import CALLER, DEADLINE, PASSED_ON
 from resilmesh.drive.sync import pause
 from resilmesh.engine.call import RAISE, SLEEP, WAIT
 from resilmesh_grpc.serving import HEALTH, Serving, wrapped
@@ -38,8 +38,8 @@ class SyncServing(Serving):
 
     __slots__ = ("_busy", "_outer", "_waker", "_watch", "gone")
 
-    def __init__(self, mesh: Mesh, context: Any, watch: Watch) -> None:
-        super().__init__(mesh, context)
+    def __init__(self, mesh: Mesh, context: Any, watch: Watch, method: str) -> None:
+        super().__init__(mesh, context, method)
         self._watch = watch
         self._waker: Callable[[], object] | None = None
         #: The RPC is over, so that nobody wants what the handler says; and: the handler is at work. Whoever sets one of
@@ -51,6 +51,8 @@ class SyncServing(Serving):
     def admit(self) -> None:
         """Wait for leave to serve the call. Where there is none the call is aborted, as a handler would do it."""
         call = self.call
+        if self.denied is not None:
+            self.context.abort(*self.denied)
         if call is None:
             return
         if self._watch(self._left) is False:
@@ -121,13 +123,18 @@ class SyncServing(Serving):
     def take_up(self) -> None:
         """The handler is at work from here on, under the deadline that it left when it stopped."""
         self._busy = True
-        self._outer = DEADLINE.get()
+        self._outer = DEADLINE.get(), CALLER.get(), PASSED_ON.get()
         DEADLINE.set(self.inside)
+        CALLER.set(self.caller)
+        PASSED_ON.set(self.passed_on)
 
     def lay_down(self) -> None:
         """The handler has stopped, for now or for good."""
         self.inside = DEADLINE.get()
-        DEADLINE.set(self._outer)
+        deadline, caller, passed_on = self._outer
+        DEADLINE.set(deadline)
+        CALLER.set(caller)
+        PASSED_ON.set(passed_on)
         self._busy = False
         if self.gone and self.call is not None:
             self.call.abandon(self.monotonic())
@@ -173,24 +180,26 @@ class Responses:
         return message
 
 
-def policed(mesh: Mesh, behaviour: Behaviour, streams: bool, watch: Watch | None = None) -> Behaviour:
+def policed(mesh: Mesh, method: str, behaviour: Behaviour, streams: bool, watch: Watch | None = None) -> Behaviour:
     """A synchronous handler's behaviour under the policy. ``watch``: absent, the context's own ``add_callback``."""
     serve: Behaviour
     if not streams:
         def serve(request: Any, context: Any) -> Any:
-            with SyncServing(mesh, context, watch or context.add_callback):
+            with SyncServing(mesh, context, watch or context.add_callback, method):
                 return behaviour(request, context)
     elif getattr(behaviour, "experimental_non_blocking", False):
-        serve = partial(_without_waiting, mesh, behaviour)
+        serve = partial(_without_waiting, mesh, method, behaviour)
     else:
         def serve(request: Any, context: Any) -> Any:
-            return Responses(SyncServing(mesh, context, watch or context.add_callback), behaviour, request)
+            return Responses(SyncServing(mesh, context, watch or context.add_callback, method), behaviour, request)
     return wraps(behaviour)(serve)
 
 
-def _without_waiting(mesh: Mesh, behaviour: Behaviour, request: Any, context: Any, send: Callable[[Any], object]) -> None:
+def _without_waiting(
+    mesh: Mesh, method: str, behaviour: Behaviour, request: Any, context: Any, send: Callable[[Any], object],
+) -> None:
     """A handler that returns at once and sends its messages from elsewhere, as the health service's Watch does."""
-    serving = SyncServing(mesh, context, context.add_callback)
+    serving = SyncServing(mesh, context, context.add_callback, method)
     serving.admit()
 
     def pass_on(message: Any) -> None:
@@ -219,7 +228,7 @@ class _Interceptor(grpc.ServerInterceptor):
         handler = continuation(details)
         if handler is None or (not self._health and details.method.startswith(HEALTH)):
             return handler
-        return wrapped(handler, partial(policed, self._mesh))
+        return wrapped(handler, partial(policed, self._mesh, details.method))
 
 
 def server_interceptor(mesh: Mesh, *, health: bool = False) -> grpc.ServerInterceptor:

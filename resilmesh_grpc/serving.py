@@ -26,6 +26,7 @@ from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import Answer, Verdict, of_grpc
 from resilmesh.errors import ConcurrencyExceeded, DeadlineExceeded, InjectedFault
 from resilmesh_grpc import errors
+from resilmesh_grpc.callers import admit, passed_on
 from resilmesh_grpc.metadata import Headers
 
 if TYPE_CHECKING:
@@ -60,12 +61,16 @@ def wrapped(handler: Any, wrap: Callable[[Callable[..., Any], bool], Callable[..
 class Serving:
     """One served call. ``call`` is None where no policy applies to it: mode OFF, or no ``inbound`` block."""
 
-    __slots__ = ("_streams", "_until", "call", "clock", "context", "inside")
+    __slots__ = ("_streams", "_until", "call", "caller", "clock", "context", "denied", "inside", "passed_on")
 
-    def __init__(self, mesh: Mesh, context: Any) -> None:
+    def __init__(self, mesh: Mesh, context: Any, method: str) -> None:
         table = mesh.table
         self.clock = clock = mesh.clock
         self.context = context
+        #: Whom the call is from, and why it is not let in (its status and details; ``None``: it is).
+        self.caller, self.denied = admit(mesh, table, context, method)
+        #: What the calls of the handler pass on.
+        self.passed_on = passed_on(context)
         #: The deadline of what the handler calls. OBSERVE and OFF change nothing, so they set none.
         self.inside = outer = DEADLINE.get()
         remaining = context.time_remaining()

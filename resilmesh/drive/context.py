@@ -1,11 +1,15 @@
-"""The deadline that a call inherits: whoever is called within a call gets no more time than is left of it."""
+"""What a call inherits from the call, or the request that is served, within which it is made.
+
+The deadline: whoever is called gets no more time than is left. Whom the request is from. And the headers that tell a trace.
+All of it goes where contextvars go: into tasks, into threads of ``asyncio.to_thread``, and nowhere else.
+"""
 
 from __future__ import annotations
 
 import math
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resilmesh.drive.system import SYSTEM
 from resilmesh.engine.plan import INFINITY
@@ -15,9 +19,19 @@ if TYPE_CHECKING:
     from contextvars import Token
 
     from resilmesh.clock import Clock
+    from resilmesh.identity.gate import Caller
 
 #: Absolute, in seconds of the monotonic clock; ``inf``: none.
 DEADLINE: ContextVar[float] = ContextVar("resilmesh.deadline", default=INFINITY)
+#: Whom the request is from that is served here.
+CALLER: ContextVar[Caller | None] = ContextVar("resilmesh.caller", default=None)
+#: Headers of that request that outbound calls have too, unless they have their own.
+PASSED_ON: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("resilmesh.passed_on", default=())
+
+
+def caller() -> Caller | None:
+    """Whom the request is from that is being served; ``None``: none is, or its server has no middleware or interceptor of ours."""
+    return CALLER.get()
 
 
 def deadline() -> float:
@@ -42,9 +56,9 @@ def within(seconds: float, clock: Clock = SYSTEM) -> Iterator[float]:
         DEADLINE.reset(token)
 
 
-def unset(token: Token[float]) -> None:
-    """Undo a ``DEADLINE.set``; a coroutine that the garbage collector closes runs in somebody else's context, where nothing is to undo."""
+def unset(token: Token[Any]) -> None:
+    """Undo a ``set``; a coroutine that the garbage collector closes runs in somebody else's context, where nothing is to undo."""
     try:  # noqa: SIM105  # a context manager would cost more than all of this
-        DEADLINE.reset(token)
+        token.var.reset(token)
     except ValueError:
         pass

@@ -65,7 +65,7 @@ class Served:
 class Table:
     """Every plan of one policy. Immutable, but that a service may be compiled when it is first looked for."""
 
-    __slots__ = ("_hosts", "_open", "_served", "by_name", "forbids_unknown", "inbound", "policy")
+    __slots__ = ("_hosts", "_open", "_served", "by_name", "forbids_unknown", "gate", "inbound", "policy")
 
     def __init__(
         self, policy: Policy, by_name: dict[str, int], hosts: Hosts, served: list[Served | None], open_: Callable[[int], Served], *,
@@ -80,6 +80,8 @@ class Table:
         self.forbids_unknown = forbids_unknown
         #: What the calls are under that this workload serves; ``None``: mode OFF, or no inbound block.
         self.inbound = inbound
+        #: Who is let in here; set by the mesh, before anybody sees the table. The engine knows nothing of identities.
+        self.gate: Any = None
 
     def find(self, method: str, host: str, port: int, target: str, headers: Headers) -> tuple[bool, Plan | None]:
         """Whether a service has the host, and the plan for the request (``None``: mode OFF, or no service)."""

@@ -38,7 +38,7 @@ class Kind(NamedTuple):
     """What an event of one name means. ``of``: what it belongs to; for all but a call's, ``call`` and ``attempt`` are 0."""
 
     name: str
-    of: Literal["call", "service", "policy", "identity"]
+    of: Literal["call", "service", "policy", "identity", "inbound"]
     when: str
     #: What ``detail`` holds, in Markdown.
     detail: str = ""
@@ -79,6 +79,12 @@ EVENTS = (
     Kind("injection_ended", "service", "it took the fault out again", "likewise"),
     Kind("policy_applied", "policy", "a new policy is in force", "`revision`"),
     Kind("policy_refused", "policy", "one was refused; the last good one goes on", "`error`: every mistake, a line each"),
+    Kind("authorized", "inbound", "it was decided whether a request that arrived may pass",
+         "`workload`, `principal` (the caller's SPIFFE ID without its scheme, or None), `method`, `allowed`, `policy` and `rule` "
+         "(counted from 0; None: no rule decided), `audited` (names of AUDIT policies that matched), `shadow` (what policies of mode "
+         "OBSERVE would have decided: `allowed`, `policy`, `rule`; None: there are none)"),
+    Kind("turned_away", "inbound", "a request that arrived was refused before that: no identity under STRICT, a path of two meanings",
+         "`workload`, `reason`"),
     Kind("identity_rotated", "identity", "a new certificate of this workload, or a new trust bundle, is in force",
          "`spiffe_id`, `serial` (hexadecimal), `expires_in` (seconds)"),
     Kind("identity_refused", "identity", "one was refused; the last good one goes on", "`error`"),

@@ -18,7 +18,7 @@ Json = dict[str, Any]
 #: For a policy that does not say where its identity is.
 DIRECTORY = "/run/identity"
 #: TLS 1.3 where the service has it. Envoy: 1.2 at most, unless told.
-_VERSIONS = {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"}
+VERSIONS = {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"}
 
 
 class IdentityFiles(NamedTuple):
@@ -55,7 +55,7 @@ def transport_socket(service: Service, files: IdentityFiles, trust_domain: str |
     context: Json = {
         "@type": TYPE + "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "common_tls_context": {
-            "tls_params": _VERSIONS,
+            "tls_params": VERSIONS,
             "alpn_protocols": ["http/1.1" if service.protocol == "HTTP1" else "h2"],
             "validation_context": _validation(tls, files, trust_domain),
         },

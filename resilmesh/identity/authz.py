@@ -19,7 +19,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from resilmesh.policy.inbound import AuthorizationPolicy, AuthorizationRule, Condition, Operation, Source
@@ -32,7 +32,7 @@ class InboundRequest:
     """What rules are held against."""
 
     def __init__(
-        self, method: str, path: str, *, host: str = "", headers: Mapping[str, str] | None = None, principal: str | None = None,
+        self, method: str, path: str, *, host: str = "", headers: Mapping[str, Sequence[str]] | None = None, principal: str | None = None,
         source_ip: str | None = None, remote_ip: str | None = None, destination_ip: str | None = None, destination_port: int | None = None,
         sni: str | None = None,
     ) -> None:
@@ -41,8 +41,8 @@ class InboundRequest:
         self.path = path
         #: As the caller wrote it, port included.
         self.host = host
-        #: By name in lower case; of one that came several times the values with commas between them.
-        self.headers: Mapping[str, str] = headers or {}
+        #: The values of each, by its name in lower case. One that matches is enough, as in Envoy 1.40.
+        self.headers: Mapping[str, Sequence[str]] = headers or {}
         #: The caller's SPIFFE ID without its scheme; ``None``: it has proved none.
         self.principal = principal
         self._source_ip, self._remote_ip, self._destination_ip = source_ip, remote_ip, destination_ip
@@ -77,6 +77,14 @@ class Decision(NamedTuple):
     shadow: Decision | None = None
     """What the policies of ``mode: OBSERVE`` would have decided; ``None``: there are none."""
 
+    def told(self) -> dict[str, Any]:
+        """As the event ``authorized`` has it."""
+        shadow = self.shadow
+        return {
+            "allowed": self.allowed, "policy": self.policy, "rule": self.rule, "audited": list(self.audited),
+            "shadow": None if shadow is None else {"allowed": shadow.allowed, "policy": shadow.policy, "rule": shadow.rule},
+        }
+
 
 class Authorizer:
     """The authorization policies of a workload, compiled."""
@@ -86,6 +94,8 @@ class Authorizer:
         observed = [each for each in policies if each.mode == "OBSERVE" and each.action != "AUDIT"]
         self._observed = _Policies(observed) if observed else None
         self._audited = [_Compiled([each]) for each in policies if each.action == "AUDIT"]
+        #: What the rules ask about that not every server tells: ``hosts``, ``ports``, ``destination.ip``, ``connection.sni``.
+        self.asks_about = frozenset(_asked(policies))
 
     def decide(self, request: InboundRequest) -> Decision:
         """Whether a request may pass. Never raises."""
@@ -95,6 +105,18 @@ class Authorizer:
         audited = tuple(found[0] for each in self._audited if (found := each.first(request)) is not None)
         shadow = None if self._observed is None else self._observed.decide(request)
         return decision._replace(audited=audited, shadow=shadow)
+
+
+def _asked(policies: Sequence[AuthorizationPolicy]) -> Iterator[str]:
+    for rule in (rule for policy in policies for rule in policy.rules or ()):
+        for operation in rule.to or ():
+            if operation.hosts or operation.not_hosts:
+                yield "hosts"
+            if operation.ports or operation.not_ports:
+                yield "ports"
+        for condition in rule.when or ():
+            if condition.key.startswith(("destination.", "connection.")):
+                yield condition.key
 
 
 class _Policies:
@@ -262,7 +284,7 @@ def _header(name: str) -> Callable[[str], Test]:
         if pattern == "*":  # it is there, empty or not
             return lambda request: name in request.headers
         matches = _matcher(pattern)
-        return lambda request: (found := request.headers.get(name)) is not None and matches(found)
+        return lambda request: any(matches(value) for value in request.headers.get(name, ()))
 
     return make
 

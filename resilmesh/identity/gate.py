@@ -11,13 +11,16 @@ No mode of the mesh (OBSERVE, OFF) opens the gate: for a drill a policy has a ``
 from __future__ import annotations
 
 import ipaddress
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from resilmesh.identity import xfcc
+from resilmesh.identity.authz import Authorizer
 from resilmesh.identity.spiffe import IdentityError, SpiffeId
 
 if TYPE_CHECKING:
+    from resilmesh.identity.authz import Decision
     from resilmesh.policy.inbound import Inbound
 
 
@@ -56,10 +59,47 @@ class Refused(Exception):
         self.status = status
 
 
+class Verdicts:
+    """What was decided so far. One per mesh: it survives a new policy."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.allowed = self.denied = self.audited = self.shadow_denied = self.refused = 0
+
+    def count(self, decision: Decision) -> None:
+        """Count one decision."""
+        with self._lock:
+            if decision.allowed:
+                self.allowed += 1
+            else:
+                self.denied += 1
+            self.audited += bool(decision.audited)
+            self.shadow_denied += decision.shadow is not None and not decision.shadow.allowed
+
+    def refuse(self) -> None:
+        """Count a request that came to no decision: without the identity that ``mtls: STRICT`` asks for, or with a hostile path."""
+        with self._lock:
+            self.refused += 1
+
+    def snapshot(self) -> dict[str, int]:
+        """All of them."""
+        return {
+            "allowed": self.allowed, "denied": self.denied, "audited": self.audited, "shadowDenied": self.shadow_denied,
+            "refused": self.refused,
+        }
+
+    def after_fork(self) -> None:
+        """No lock is held in a child."""
+        self._lock = threading.Lock()
+
+
 class Gate:
     """The ``inbound`` block of one policy, but for its limits."""
 
     def __init__(self, inbound: Inbound | None) -> None:
+        policies = None if inbound is None else inbound.authorization
+        #: What decides who may do what; ``None``: everybody may everything.
+        self.authorizer = Authorizer(policies) if policies else None
         self._mtls = "PERMISSIVE" if inbound is None else inbound.mtls
         self._proxies = [ipaddress.ip_network(each, strict=False) for each in (inbound and inbound.trusted_proxies) or ()]
 

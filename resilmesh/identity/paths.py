@@ -50,7 +50,7 @@ def normalise(target: str) -> str:
         raise HostilePath("it does not begin with a slash")
     found = _FORBIDDEN.search(path)
     if found is not None:
-        raise HostilePath(f"the character {ascii(found[0])} stands in it")
+        raise HostilePath(f"the character {found[0]!a} stands in it")
     if _TWICE.search(path):
         raise HostilePath("an escape in it is escaped again")
     return _merged(_resolved(_unescaped(path)))
@@ -69,7 +69,7 @@ def _unescaped(path: str) -> str:
         if character in "/\\":
             raise HostilePath(f"a {'slash' if character == '/' else 'backslash'} in it is escaped")
         if number < 0x20 or number == 0x7F:
-            raise HostilePath(f"the control character {ascii(character)} stands in it, escaped")
+            raise HostilePath(f"the control character {character!a} stands in it, escaped")
         return character if character in _UNRESERVED else f"%{digits.upper()}"
 
     made = _ESCAPE.sub(one, path)

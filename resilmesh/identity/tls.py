@@ -96,6 +96,8 @@ class _Verifies:
 
     #: The SPIFFE ID that the other side has proved.
     peer: SpiffeId | None = None
+    #: The host that a caller has asked for.
+    sni: str | None = None
     context: Any
     server_hostname: Any
     _sslobj: Any
@@ -189,6 +191,7 @@ class _Context(ssl.SSLContext):
         # A peer that could begin anew might do so as somebody else.
         made.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         if serves:
+            made.sni_callback = _note_name
             # A ticket would let a caller in by what it proved before the bundle or its certificate changed.
             made.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
             made.num_tickets = 0
@@ -200,6 +203,10 @@ class _Context(ssl.SSLContext):
         if alpn:
             made.set_alpn_protocols(list(alpn))
         return made
+
+
+def _note_name(secured: Any, name: str | None, context: ssl.SSLContext) -> None:
+    secured.sni = name
 
 
 class LiveContext(ssl.SSLContext):

@@ -116,11 +116,11 @@ class Inbound(Block):
 
     mtls: Literal["STRICT", "PERMISSIVE", "DISABLE"] = field(
         "STRICT: callers must prove an identity. PERMISSIVE: they may. DISABLE: plain text.", "PERMISSIVE",
-        envoy=maps_to("listener.filter_chains.transport_socket"), source="Istio: PERMISSIVE", later=True,
+        envoy=maps_to("listener.filter_chains.transport_socket"), source="Istio: PERMISSIVE",
     )
     trusted_proxies: list[IpBlock] | None = field(
         "Proxies whose X-Forwarded-For and X-Forwarded-Client-Cert are believed. Absent: none.", None,
-        envoy=library_only("Envoy trusts by hop count and by listener."), min_length=1, later=True,
+        envoy=library_only("Envoy trusts by hop count and by listener."), min_length=1,
     )
     rate_limit: Annotated[list[RateLimit], Field(min_length=1), LISTED] | None = field(
         "Token bucket for all requests, or a list of them of which each must have a token. A descriptor's header is a key of the "
@@ -135,5 +135,5 @@ class Inbound(Block):
         "Injects failures for drills. Of scope ATTEMPT it stands in the handler's place, below the limits.", None, envoy=NO_INGRESS,
     )
     authorization: list[AuthorizationPolicy] | None = field(
-        "Who may call what.", None, envoy=maps_to("envoy.filters.http.rbac"), min_length=1, later=True,
+        "Who may call what.", None, envoy=maps_to("envoy.filters.http.rbac"), min_length=1,
     )
