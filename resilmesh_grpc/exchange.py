@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from resilmesh.drive.context import DEADLINE
+from resilmesh.drive.context import DEADLINE, PASSED_ON
 from resilmesh.drive.forms import kind_of
 from resilmesh.engine.call import RETURN, Call
 from resilmesh.engine.plan import INFINITY
@@ -169,6 +169,10 @@ class Exchange:
                 method = method.at(shape.target("POST", method.path, Headers(metadata)))
             if shape.request is not None:
                 metadata = changed(metadata, shape.request)
+        passed_on = PASSED_ON.get()
+        if passed_on:
+            own = {name for name, _ in metadata or ()}
+            metadata = [*(metadata or ()), *(pair for pair in passed_on if pair[0] not in own)]
         self.method = method
         self.metadata = metadata
         #: The last outcome: a message, or what is raised.

@@ -60,9 +60,7 @@ def _in_block(block: Block, path: Path, grpc: bool) -> Iterator[Note]:
         where = (*path, info.alias or name)
         metadata: Any = info.json_schema_extra
         fidelity, difference = in_envoy(metadata, value, grpc=grpc)
-        if metadata.get("x-not-enforced-yet"):
-            yield Note(where, _words(where), "library-only", "not enforced by this version, and not exported")
-        elif fidelity in ("approximate", "library-only"):
+        if fidelity in ("approximate", "library-only"):
             yield Note(where, _words(where), fidelity, difference)
         # Below what Envoy does not have at all there is nothing more to say.
         if fidelity != "library-only":

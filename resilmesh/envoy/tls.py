@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilmesh.envoy.match import TYPE
-from resilmesh.policy.identity import FEDERATED, FILE_NAMES
+from resilmesh.policy.identity_files import FEDERATED, FILE_NAMES
 
 if TYPE_CHECKING:
     from resilmesh.policy.identity import IdentitySource, Tls

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from resilmesh.drive.context import DEADLINE
+from resilmesh.drive.context import DEADLINE, PASSED_ON
 from resilmesh.engine.call import RETURN, Call
 from resilmesh.engine.plan import Fallback
 from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict
@@ -16,7 +16,7 @@ from resilmesh.http.bodies import RequestBody
 from resilmesh.http.errors import in_dialect
 from resilmesh.http.mirror import copy_of
 from resilmesh.http.outer import repetition
-from resilmesh.http.shaping import shaped
+from resilmesh.http.shaping import passing_on, shaped
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class Exchange(Wire):
         self.body = body = None if isinstance(stream, library.byte_stream) else RequestBody(stream)
         #: What is sent: the user's request, or what the policy makes of it.
         self.shaped = request if plan.shape is None else shaped(request, plan.shape, library)
+        passed_on = PASSED_ON.get()
+        if passed_on:
+            self.shaped = passing_on(self.shaped, passed_on, library)
         own = request.extensions.get("resilmesh")
         #: What stands in for a failure: the request's own, the transport's, or the policy's.
         self.fallback = (own and own.get("fallback")) or fallback or plan.fallback

@@ -5,8 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from resilmesh.engine.shape import Shape
     from resilmesh.http.library import Library
+
+
+def passing_on(request: Any, headers: Sequence[tuple[str, str]], library: Library) -> Any:
+    """A copy of ``request`` with those of ``headers`` that it lacks: what the request that is served here told of its trace."""
+    lacking = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers if name not in request.headers]
+    if not lacking:
+        return request
+    sent = object.__new__(type(request))
+    sent.__dict__.update(request.__dict__)
+    sent.headers = library.client.Headers([*request.headers.raw, *lacking])
+    return sent
 
 
 def shaped(request: Any, shape: Shape, library: Library) -> Any:

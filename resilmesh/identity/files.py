@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from resilmesh.identity.source import Source
 from resilmesh.identity.spiffe import IdentityError, parse_trust_domain
-from resilmesh.policy.identity import FEDERATED, FILE_NAMES
+from resilmesh.policy.identity_files import FEDERATED, FILE_NAMES
 
 if TYPE_CHECKING:
     from resilmesh.identity.svid import Identity

@@ -1,4 +1,4 @@
-"""Whether the parts of a policy fit together: contradictions, and what this version does not enforce.
+"""Whether the parts of a policy fit together.
 
 ``check`` finds these errors and, from ``resilmesh.policy.dangers``, the warnings. The form of each value was
 judged when the policy was loaded.
@@ -38,7 +38,6 @@ def check(loaded: Loaded) -> list[Diagnostic]:
     report = Report(loaded)
     policy = loaded.policy
     for path, block in _walk(policy, ()):
-        _refuse_unenforced(report, path, block)
         if (judge := _JUDGES.get(type(block))) is not None:
             judge(report, path, block)
     _names(report, [service.name for service in policy.services], "service", ("services",))
@@ -62,14 +61,6 @@ def _walk(block: Block, path: Path) -> Iterator[tuple[Path, Block]]:
             for part, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if isinstance(item, Block):
                     yield from _walk(item, (*path, key, part))
-
-
-def _refuse_unenforced(report: Report, path: Path, block: Block) -> None:
-    for name in block.model_fields_set:
-        field = type(block).model_fields[name]
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and "x-not-enforced-yet" in extra and getattr(block, name) is not None:
-            report.add(codes.NOT_ENFORCED, (*path, field.alias or name), f"{field.alias!r} is not enforced yet", at_key=True)
 
 
 # ------------------------------------------------------------------------------------ blocks, each for itself
@@ -246,11 +237,11 @@ def _tls(report: Report, path: Path, tls: Tls) -> None:
 
 def _identity_source(report: Report, path: Path, source: IdentitySource) -> None:
     files = [key for key in ("certificate", "key", "bundle") if getattr(source, key) is not None]
-    written = (("directory", source.directory), ("workloadApi", source.workload_api), ("certificate", files))
+    written = (("directory", source.directory), ("certificate", files))
     ways = [key for key, value in written if value]
     if len(ways) != 1:
         said = f"has {_and(ways)}" if ways else "says nothing"
-        report.add(codes.ONE_KEY, path, f"the identity {said}: 'directory', or 'workloadApi', or 'certificate', 'key' and 'bundle'")
+        report.add(codes.ONE_KEY, path, f"the identity {said}: 'directory', or 'certificate', 'key' and 'bundle'")
     elif files and len(files) < 3:
         lacking = [key for key in ("certificate", "key", "bundle") if key not in files]
         report.add(codes.MISSING_KEY, path, f"the identity has {_and(files)} and lacks {_and(lacking)}")

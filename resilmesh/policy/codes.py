@@ -1,8 +1,8 @@
 """Every diagnostic a policy can earn, with its stable code. The reference page is generated from this table.
 
 A code never changes its meaning and is never used again for another one. RM0xx: the text cannot be read.
-RM1xx: it does not fit the model. RM2xx: it fits but contradicts itself. RM3xx: it asks for what is not
-enforced yet. RM4xx: warnings, about what is allowed and dangerous or without effect.
+RM1xx: it does not fit the model. RM2xx: it fits but contradicts itself. RM301 was for blocks
+that an early version did not enforce. RM4xx: warnings, about what is allowed and dangerous or without effect.
 """
 
 from __future__ import annotations
@@ -245,21 +245,12 @@ NO_TLS = _code(
 NO_IDENTITY = _code(
     "RM233", "No identity to prove",
     "A service is called over mutual TLS, or this workload serves it, and nothing says where this workload's certificate is.",
-    "Write `mesh.identity`, set RESILMESH_IDENTITY to a directory or a Workload API, or pass `identity=` to Mesh.",
+    "Write `mesh.identity`, set RESILMESH_IDENTITY to a directory, or pass `identity=` to Mesh.",
 )
 BAD_IDENTITY = _code(
     "RM234", "An identity that cannot be used",
     "The certificate, its key or the trust bundle is missing, does not fit the others, or is not valid now.",
     "Mend what the message names; `resilmesh ca issue` makes all three.",
-)
-
-# ------------------------------------------------------------------------------- RM3xx: not enforced yet
-
-NOT_ENFORCED = _code(
-    "RM301", "Not enforced yet",
-    "The block is known, documented and was validated, but this version does not act on it. "
-    "A policy that uses it is refused, because it must not look as if it protected anything.",
-    "Remove the block until a version that enforces it.",
 )
 
 # -------------------------------------------------------------------------------------- RM4xx: warnings

@@ -88,15 +88,13 @@ def field(
     unit: str = "",
     source: str = "",
     scope: str = "",
-    later: bool = False,
     factory: Any = None,
     **bounds: Any,
 ) -> Any:
     """A documented field.
 
     ``unit`` is what a number counts, ``source`` where a default or bound comes from, ``scope`` what shares
-    the block's state, ``later=True`` marks a block that is validated but not enforced yet (a policy that
-    uses it is refused). ``bounds`` are pydantic's (``ge``, ``le``, ``min_length``, ...).
+    the block's state. ``bounds`` are pydantic's (``ge``, ``le``, ``min_length``, ...).
     """
     extra: dict[str, Any] = {"x-envoy": {"fidelity": envoy.fidelity, "field": envoy.field, "difference": envoy.difference}}
     if envoy.exact_for:
@@ -107,8 +105,6 @@ def field(
     if unit == "duration":
         # JSON Schema cannot bound text that is a duration, so the bounds are told in words of our own.
         extra |= {_DURATION_BOUNDS[bound]: format_duration(seconds) for bound, seconds in bounds.items()}
-    if later:
-        extra["x-not-enforced-yet"] = True
     if factory is not None:
         return Field(default_factory=factory, description=doc, json_schema_extra=extra, **bounds)
     return Field(default, description=doc, json_schema_extra=extra, **bounds)

@@ -15,16 +15,6 @@ SpiffeId = Annotated[str, shaped(
 TrustDomain = Annotated[str, shaped("a SPIFFE trust domain in lower case", r"^[a-z0-9._-]+$", max_length=255)]
 DnsName = Annotated[str, shaped("a DNS name", r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$", max_length=253)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
-Address = Annotated[str, shaped("unix:///path or tcp://address:port", r"^(unix:(//)?/.+|tcp://[^/]+:[0-9]+)$", max_length=4096)]
-
-#: The names that are looked for in a directory: certificate, key and bundle.
-FILE_NAMES = (
-    ("tls.crt", "tls.key", "ca.crt"),  # a Kubernetes secret, cert-manager, `resilmesh ca issue`
-    ("svid.pem", "svid_key.pem", "svid_bundle.pem"),  # SPIRE's helper
-    ("svid.pem", "svid.key", "bundle.pem"),
-)
-#: Where in it the bundles of federated trust domains are, as `partner.example.pem`.
-FEDERATED = "federated"
 
 _SANS = "UpstreamTlsContext.common_tls_context.combined_validation_context.match_typed_subject_alt_names"
 
@@ -60,7 +50,7 @@ class FederatedBundle(Block):
 
 
 class IdentitySource(Block):
-    """Where this workload's certificate (an X.509-SVID), its key and the trust bundle come from. Exactly one of three ways.
+    """Where this workload's certificate (an X.509-SVID), its key and the trust bundle come from. A directory, or three files.
 
     Files are looked at every second, and used only as a whole; paths are relative to where the program was started.
     """
@@ -80,8 +70,4 @@ class IdentitySource(Block):
     federated: list[FederatedBundle] | None = field(
         "Bundles of other trust domains, beside `certificate`, `key` and `bundle`.", None,
         envoy=library_only("As `directory`."), min_length=1,
-    )
-    workload_api: Address | None = field(
-        "Address of a SPIFFE Workload API, such as unix:///run/spire/agent.sock. Needs resilmesh[spire].", None,
-        envoy=library_only("As `directory`."),
     )

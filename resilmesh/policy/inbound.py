@@ -1,7 +1,6 @@
 """``inbound``: this workload as a service, with Istio's words and rules for mutual TLS and authorization.
 
-Enforced by the interceptors of a gRPC server (``resilmesh_grpc.server_interceptor``); mutual TLS, trusted proxies and authorization
-are not enforced yet.
+Enforced by the middlewares of ``resilmesh.inbound`` and by the interceptors of gRPC servers (``resilmesh_grpc.server_interceptor``).
 """
 
 from __future__ import annotations
@@ -108,14 +107,16 @@ class AuthorizationPolicy(Block):
 
 
 #: Why nothing of ``inbound`` is in an Envoy's configuration.
-NO_INGRESS = library_only("Only the outbound side is exported: no ingress listener.")
+NO_INGRESS = library_only("Envoy's ingress listener has no such part here.")
 
 
 class Inbound(Block):
-    """What applies to the requests that this workload serves: by gRPC servers with resilmesh's interceptor, not by HTTP servers yet."""
+    """What applies to the requests that this workload serves: by ASGI and WSGI servers with resilmesh's middleware, by gRPC servers with
+    its interceptor."""
 
     mtls: Literal["STRICT", "PERMISSIVE", "DISABLE"] = field(
-        "STRICT: callers must prove an identity. PERMISSIVE: they may. DISABLE: plain text.", "PERMISSIVE",
+        "STRICT: callers must prove an identity. PERMISSIVE: they may. DISABLE: nobody has one. No mode of the mesh opens it.",
+        "PERMISSIVE",
         envoy=maps_to("listener.filter_chains.transport_socket"), source="Istio: PERMISSIVE",
     )
     trusted_proxies: list[IpBlock] | None = field(
@@ -123,16 +124,17 @@ class Inbound(Block):
         envoy=library_only("Envoy trusts by hop count and by listener."), min_length=1,
     )
     rate_limit: Annotated[list[RateLimit], Field(min_length=1), LISTED] | None = field(
-        "Token bucket for all requests, or a list of them of which each must have a token. A descriptor's header is a key of the "
-        "call's metadata. A call that is refused ends in RESOURCE_EXHAUSTED, with grpc-retry-pushback-ms.", None,
+        "Token bucket for all requests, or a list of them of which each must have a token. A request that is refused is answered 429, with "
+        "retry-after; a gRPC call ends in RESOURCE_EXHAUSTED, with grpc-retry-pushback-ms.", None,
         envoy=NO_INGRESS, scope="this process",
     )
     concurrency: Concurrency | None = field(
-        "Bounds the requests served at once; a stream is served until it ends. A call that is refused ends in RESOURCE_EXHAUSTED.", None,
+        "Bounds the requests served at once; a stream is served until it ends. A request that is refused is answered 503; a gRPC call "
+        "ends in RESOURCE_EXHAUSTED.", None,
         envoy=library_only("Envoy bounds what it sends, not what it receives."), scope="this process",
     )
     fault: Fault | None = field(
-        "Injects failures for drills. Of scope ATTEMPT it stands in the handler's place, below the limits.", None, envoy=NO_INGRESS,
+        "Injects failures for drills. Of scope ATTEMPT it stands in the application's place, below the limits.", None, envoy=NO_INGRESS,
     )
     authorization: list[AuthorizationPolicy] | None = field(
         "Who may call what.", None, envoy=maps_to("envoy.filters.http.rbac"), min_length=1,

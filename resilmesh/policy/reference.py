@@ -42,7 +42,7 @@ _DIAGNOSTICS_INTRO = """\
 """
 _GROUPS = (
     ("RM0", "The text cannot be read"), ("RM1", "It does not fit the model"), ("RM2", "It contradicts itself"),
-    ("RM3", "It is not enforced yet"), ("RM4", "Warnings"),
+    ("RM4", "Warnings"),
 )
 
 
@@ -99,9 +99,8 @@ class _Page:
         for key, places in keys.items():
             field = places[0][1]
             where = ", ".join(level for level, _ in places)
-            later = " *(not enforced yet)*" if field.get("x-not-enforced-yet") else ""
             scope = field.get("x-scope", "-")
-            lines.append(_row(f"{self._linked(key, field)}{later}", where, scope, _default(field), _envoy(field)))
+            lines.append(_row(self._linked(key, field), where, scope, _default(field), _envoy(field)))
         return "\n".join(lines) + "\n"
 
     def _linked(self, key: str, field: dict[str, Any]) -> str:
@@ -116,7 +115,7 @@ class _Page:
         lines += ["| Key | Value | Default | Meaning | In Envoy |", "| --- | --- | --- | --- | --- |"]
         required = block.get("required", [])
         for key, field in block["properties"].items():
-            meaning = field["description"] + (" *Not enforced yet.*" if field.get("x-not-enforced-yet") else "")
+            meaning = field["description"]
             default = "**required**" if key in required else _default(field)
             lines.append(_row(f"`{key}`", self._value(field), default, meaning, _envoy(field)))
         return "\n".join(lines) + "\n"

@@ -15,8 +15,8 @@ _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema, made from the model. Each property carries ``x-envoy`` and, where they apply, ``x-unit``, ``x-source``,
-    ``x-scope`` and ``x-not-enforced-yet``."""
+    """The schema, made from the model. Each property carries ``x-envoy`` and, where they apply, ``x-unit``, ``x-source``
+    and ``x-scope``."""
     schema = Policy.model_json_schema(by_alias=True)
     _adjust(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "resilmesh policy", **schema}

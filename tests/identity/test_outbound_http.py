@@ -269,11 +269,9 @@ def test_a_mock_has_no_connections(service: Service) -> None:
 
 
 def test_a_proxy_is_refused(service: Service) -> None:
-    with (
-        mesh_of(policy(service.address)) as mesh,
-        httpx.Client(transport=resilmesh.http.Transport(mesh, proxy="http://127.0.0.1:1")) as client,
-    ):
-        with pytest.raises(TlsImpossible, match="a proxy makes the connections"):
+    with mesh_of(policy(service.address)) as mesh:
+        client = httpx.Client(transport=resilmesh.http.Transport(mesh, proxy="http://127.0.0.1:1"))
+        with client, pytest.raises(TlsImpossible, match="a proxy makes the connections"):
             client.get("http://inventory.prod.svc/")
 
 

@@ -34,7 +34,8 @@ CALLERS = [
 HEADER = [(), (("x-role", "admin"),), (("x-role", "user"),), (("x-role", "admin"), ("x-role", "user")), (("x-role", ""),)]
 PATHS = [
     "/", "/items", "/items/", "/items/7", "/items/7/parts", "/items/7/parts/9", "/Items/7", "/secret", "/items/secret",
-    "/items/secret?a=/x", "/items//7", "/items/./7", "/items/x/../7", "/items/%37", "/items/a%2fb", "/items/a%5cb", "/shop.Items/Get", "/a%20b",
+    "/items/secret?a=/x", "/items//7", "/items/./7", "/items/x/../7",
+    "/items/%37", "/items/a%2fb", "/items/a%5cb", "/shop.Items/Get", "/a%20b",
     "/items;v=1/7",
 ]
 METHODS = ["GET", "POST", "DELETE"]
@@ -168,7 +169,8 @@ def asked(
 
 @covers(
     "Inbound.authorization", "AuthorizationPolicy.action", "AuthorizationPolicy.name", "AuthorizationPolicy.rules",
-    "AuthorizationRule.from_", "AuthorizationRule.to", "Source.principals", "Source.not_principals", "Source.namespaces", "Source.not_namespaces",
+    "AuthorizationRule.from_", "AuthorizationRule.to", "Source.principals", "Source.not_principals",
+    "Source.namespaces", "Source.not_namespaces",
     "Operation.methods",
     "Operation.not_methods", "Operation.paths", "Operation.not_paths",
 )

@@ -21,11 +21,11 @@ def _blocks(annotation: Any) -> Iterator[type[Block]]:
 
 
 def _fidelities(block: type[Block], found: dict[str, str]) -> dict[str, str]:
-    """The fidelity of every field that is enforced, by ``Block.field``."""
+    """The fidelity of every field, by ``Block.field``."""
     for name, info in block.model_fields.items():
         metadata: Any = info.json_schema_extra
         where = owner(block, name)
-        if where not in found and not metadata.get("x-not-enforced-yet"):
+        if where not in found:
             found[where] = metadata["x-envoy"]["fidelity"]
             for below in _blocks(info.annotation):
                 _fidelities(below, found)

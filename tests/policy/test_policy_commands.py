@@ -177,13 +177,6 @@ def test_explain_refuses_a_policy_that_contradicts_itself(capsys: pytest.Capture
         assert (output.out, code in output.err) == ("", True)
 
 
-def test_explain_shows_a_plan_with_blocks_of_a_later_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", str(TESTDATA / "finished_form.yaml"), "GET", "http://inventory.prod.svc/"]) == 0
-    output = capsys.readouterr()
-    assert "'mtls' is not enforced yet" in output.err
-    assert "split[1].weight" in output.out
-
-
 @pytest.mark.parametrize("words", [
     ["GET", "a.svc/x"], ["GET", "http://"], ["GET", "http://a:99999/"], ["GET", "http://a/", "--header", "x"],
 ])
