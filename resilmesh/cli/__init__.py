@@ -15,6 +15,7 @@ from collections.abc import Sequence
 VERBS: tuple[tuple[str, str, str], ...] = (
     ("check", "check", "find every mistake in policy files"),
     ("explain", "explain", "show the effective plan of a request and where each value was written"),
+    ("authz", "authz", "tell whether a request would be let in, and by which rule"),
     ("schema", "schema", "print the policy's JSON Schema"),
     ("export", "export", "translate a policy for a real Envoy"),
     ("ca", "ca", "run a certificate authority for workloads: make, renew, rotate, revoke"),

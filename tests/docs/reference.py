@@ -34,7 +34,7 @@ def filled(text: str) -> str:
 
 
 def events(of: str) -> str:
-    """The table of the events of a call, of a service or of the policy."""
+    """The table of the events of a call, of a service, and so on."""
     rows = [f"| `{each.name}` | {each.when} | {each.detail} |" for each in EVENTS if each.of == of]
     return "\n".join(["| Name | When | `detail` |", "| --- | --- | --- |", *rows])
 
@@ -181,6 +181,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "events of a call": lambda: events("call"),
     "events of a service": lambda: events("service"),
     "events of the policy": lambda: events("policy"),
+    "events of the identity": lambda: events("identity"),
+    "events of requests that arrive": lambda: events("inbound"),
     "error tree": error_tree,
     "error table": error_table,
     "command line": command_line,

@@ -30,7 +30,8 @@ def test_what_a_proxy_says(text: str, who: str | None) -> None:
     "", ",", ";", "URI", "URI;", f"URI={WEB},", f"URI={WEB};", f"URI={WEB}x y=", 'Subject="', 'Subject="a"b', 'Subject=a"b"', "=x",
     f"Evil=1;URI={WEB}", f"URI={WEB};URI={INVENTORY}", "URI=spiffe://", "URI=https://a/b", f"URI={WEB}?a=b", f"URI={WEB}%00",
     "URI=SPIFFE://a/b",
-    f"Hash=a;Hash=b;URI={WEB}", f"URI={WEB}\n", f"URI={WEB} ", "URI=" + "a" * 70000, f"URI={WEB}=x", f"By;URI={WEB}", f"Subject=\"\\\";URI={WEB}",
+    f"Hash=a;Hash=b;URI={WEB}", f"URI={WEB}\n", f"URI={WEB} ", "URI=" + "a" * 70000, f"URI={WEB}=x", f"By;URI={WEB}",
+    f"Subject=\"\\\";URI={WEB}",
 ])
 def test_what_a_proxy_would_not_say(text: str) -> None:
     with pytest.raises(IdentityError):
