@@ -94,7 +94,7 @@ def _resolved(path: str) -> str:
         last = number == len(segments) - 1
         name, parameter, _ = segment.partition(";")
         if parameter and name in ("", ".", ".."):
-            raise HostilePath(f"the segment {segment!r} is nothing, or a dot segment, with a parameter")
+            raise HostilePath("a segment of it is nothing, or a dot segment, with a parameter")
         if segment == "..":
             if not made:
                 raise HostilePath("it climbs above the root")
