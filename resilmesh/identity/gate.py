@@ -100,13 +100,14 @@ class Gate:
         policies = None if inbound is None else inbound.authorization
         #: What decides who may do what; ``None``: everybody may everything.
         self.authorizer = Authorizer(policies) if policies else None
-        self._mtls = "PERMISSIVE" if inbound is None else inbound.mtls
+        #: STRICT, PERMISSIVE or DISABLE
+        self.mtls = "PERMISSIVE" if inbound is None else inbound.mtls
         self._proxies = [ipaddress.ip_network(each, strict=False) for each in (inbound and inbound.trusted_proxies) or ()]
 
     @property
     def requires_identity(self) -> bool:
         """``mtls: STRICT``"""
-        return self._mtls == "STRICT"
+        return self.mtls == "STRICT"
 
     def trusts(self, address: str | None) -> bool:
         """Whether a proxy at this address is believed."""
@@ -127,9 +128,9 @@ class Gate:
                 identity = xfcc.caller_of(",".join(certificates))
             except IdentityError as error:
                 raise Refused(400, f"a trusted proxy's {xfcc.HEADER} cannot be used: {error}") from None
-        if self._mtls == "DISABLE":
+        if self.mtls == "DISABLE":
             identity = None
-        elif self._mtls == "STRICT" and identity is None:
+        elif self.mtls == "STRICT" and identity is None:
             raise Refused(403, "mtls is STRICT, and the caller has proved no identity")
         remote = self._remote(forwarded_for) if trusted else None
         return Caller(identity, connection.source, remote or connection.source)
