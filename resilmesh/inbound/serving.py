@@ -66,6 +66,7 @@ class Serving:
         self._clock = clock = mesh.clock
         values = _values(arrival.headers)
         connection = arrival.connection
+        _check(arrival, values)
         self.caller = table.gate.caller(connection, values("x-forwarded-for"), values(HEADER))
         try:
             #: What the application is to take for the path.
@@ -134,6 +135,15 @@ class Serving:
             call.ended(now, call.number, Verdict.SUCCESS if error is None else Verdict.FAILURE)
         else:
             call.answered(now, call.number, Answer(Verdict.FAILURE, 0, 500))
+
+
+def _check(arrival: Arrival, values: Any) -> None:
+    """Refuse what a rule and an application would read differently. Raises ``Refused``."""
+    if arrival.method != arrival.method.upper():
+        # To a rule it is another method, and many a framework makes capitals of it.
+        raise Refused(400, "the method is not in capitals")
+    if len(values("host")) > 1:
+        raise Refused(400, "there are two hosts")
 
 
 def _authorize(mesh: Mesh, table: Table, arrival: Arrival, serving: Serving) -> None:

@@ -149,6 +149,15 @@ def test_authorization(guarded: str, who: str | None, method: str, path: str, st
     assert ("RBAC: access denied" in answer) is (status == 403)
 
 
+@pytest.mark.parametrize(("request_line", "headers", "status"), [
+    ("get /items/1", "host: a", 400), ("Delete /items/1", "host: a", 400), ("GET /items/1", "host: a\r\nhost: b", 400),
+    ("GET /items/1", "HOST: a", 200), ("PROPFIND /items/1", "host: a", 403),
+])
+def test_what_is_read_in_two_ways(guarded: str, request_line: str, headers: str, status: int) -> None:
+    answer = raw(guarded, WEB, f"{request_line} HTTP/1.1\r\n{headers}\r\nconnection: close\r\n\r\n")
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+
+
 def test_decisions_are_told_and_counted() -> None:
     with mesh_of(RULES) as mesh, serving(mesh) as address, client() as caller:
         told: list[Any] = []

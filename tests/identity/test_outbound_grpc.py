@@ -20,7 +20,7 @@ from resilmesh.identity.svid import Identity, TrustBundle
 from tests.grpc.grpc_service import GrpcService
 from tests.grpc.protos.shop_pb2 import Order
 from tests.grpc.protos.shop_pb2_grpc import ShopStub
-from tests.identity.pki import INVENTORY, WEB, Authority
+from tests.identity.pki import INVENTORY, WEB, Authority, Leaf
 
 ROOT = Authority()
 MUTUAL = f"{{mode: MUTUAL, identities: ['{INVENTORY}']}}"
@@ -124,6 +124,16 @@ def test_by_the_dns_san_that_the_policy_names(way: str) -> None:
     leaf = ROOT.issue(INVENTORY, dns=["inventory.internal"])
     with serving(leaf.identity()) as (service, _), mesh_of(policy(service.address, tls)) as mesh:
         buy(mesh, way)
+        assert len(service.seen) == 1
+
+
+@pytest.mark.parametrize(("leaf", "tls"), [
+    (ROOT.issue(INVENTORY, WEB), MUTUAL), (ROOT.issue(subject="inventory.internal", dns=[]), "{mode: MUTUAL, dnsSans: [inventory.internal]}"),
+], ids=["two URI SANs", "a common name alone"])
+def test_what_grpc_does_not_see(leaf: Leaf, tls: str) -> None:
+    """As the threat model says; over HTTP both are refused."""
+    with serving(leaf.unchecked()) as (service, _), mesh_of(policy(service.address, tls)) as mesh:
+        buy(mesh, "blocking")
         assert len(service.seen) == 1
 
 
