@@ -128,7 +128,8 @@ def test_by_the_dns_san_that_the_policy_names(way: str) -> None:
 
 
 @pytest.mark.parametrize(("leaf", "tls"), [
-    (ROOT.issue(INVENTORY, WEB), MUTUAL), (ROOT.issue(subject="inventory.internal", dns=[]), "{mode: MUTUAL, dnsSans: [inventory.internal]}"),
+    (ROOT.issue(INVENTORY, WEB), MUTUAL),
+    (ROOT.issue(subject="inventory.internal", dns=[]), "{mode: MUTUAL, dnsSans: [inventory.internal]}"),
 ], ids=["two URI SANs", "a common name alone"])
 def test_what_grpc_does_not_see(leaf: Leaf, tls: str) -> None:
     """As the threat model says; over HTTP both are refused."""
