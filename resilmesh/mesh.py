@@ -494,7 +494,11 @@ class Mesh:
         """
         from resilmesh.identity.tls import outbound
 
-        return outbound(None if self._workload is None else self._workload.source, tls, alpn, self.clock.wall)
+        workload, key = self._workload, (tls, tuple(alpn))
+        if workload is None:
+            return outbound(None, tls, alpn, self.clock.wall)
+        made = workload.contexts.get(key) or outbound(workload.source, tls, alpn, self.clock.wall)
+        return None if made is None else workload.contexts.setdefault(key, made)
 
     @property
     def respond(self) -> bool:

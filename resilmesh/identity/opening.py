@@ -14,6 +14,8 @@ from resilmesh.policy import codes
 from resilmesh.policy.codes import Code, Diagnostic
 
 if TYPE_CHECKING:
+    from resilmesh.engine.plan import Tls
+    from resilmesh.identity.tls import LiveContext
     from resilmesh.policy.identity import IdentitySource
     from resilmesh.policy.load import Loaded
     from resilmesh.policy.model import Policy, Service
@@ -28,6 +30,8 @@ class Workload:
     def __init__(self, source: Source, where: Where | IdentitySource) -> None:
         self.source = source
         self.where = where
+        #: For connections to services, by what these must prove and by the protocols that ALPN offers: one is dear to make.
+        self.contexts: dict[tuple[Tls, tuple[str, ...]], LiveContext] = {}
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """Of its source, which is looked at: one that nobody polls would not say that it ends."""

@@ -155,7 +155,7 @@ def test_federated_bundles(tmp_path: Path) -> None:
 
 def test_it_is_looked_at_until_it_is_closed_or_forgotten(tmp_path: Path) -> None:
     write(tmp_path, ROOT.issue(WEB))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     source: FileSource | None = FileSource.of_directory(tmp_path, interval=0.01)
     assert source is not None
     write(tmp_path, NEW)
@@ -169,9 +169,9 @@ def test_it_is_looked_at_until_it_is_closed_or_forgotten(tmp_path: Path) -> None
     assert other is not None
     del other, source
     gc.collect()
-    while threading.active_count() > before and time.monotonic() < until:
+    while (new := set(threading.enumerate()) - before) and time.monotonic() < until:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not new
 
 
 @pytest.mark.parametrize("interval", [0, -1, "1s", float("inf"), 1e30])

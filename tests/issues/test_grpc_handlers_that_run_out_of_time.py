@@ -36,6 +36,9 @@ class Context:
     def invocation_metadata(self) -> Any:
         return ()
 
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:4711"
+
     def set_code(self, code: Any) -> None:
         self._code = code
 
@@ -94,13 +97,13 @@ def test_whose_time_it_was(kind: str, given: float | None, after: float, code: s
 
     def serve() -> None:
         if kind == "unary":
-            server.policed(mesh, unary, streams=False)("request", Context(given))
+            server.policed(mesh, "/a.B/C", unary, streams=False)("request", Context(given))
         elif kind == "stream":
-            list(server.policed(mesh, stream, streams=True)("request", Context(given)))
+            list(server.policed(mesh, "/a.B/C", stream, streams=True)("request", Context(given)))
         elif kind == "aio unary":
-            asyncio.run(aio_server.policed(mesh, aio_unary, streams=False)("request", AioContext(given)))
+            asyncio.run(aio_server.policed(mesh, "/a.B/C", aio_unary, streams=False)("request", AioContext(given)))
         else:
-            asyncio.run(drain(aio_server.policed(mesh, aio_stream, streams=True)("request", AioContext(given))))
+            asyncio.run(drain(aio_server.policed(mesh, "/a.B/C", aio_stream, streams=True)("request", AioContext(given))))
 
     with pytest.raises(resilmesh.DeadlineExceeded if code is None else Aborted, match=code or "too late"):
         serve()
