@@ -83,7 +83,7 @@ class Settings(TypedDict, total=False):
     workload: str | None
     """Overrides ``mesh.workload``."""
     identity: Source | str | os.PathLike[str] | None
-    """Where this workload's certificate comes from: a directory, or what keeps it fresh. Overrides
+    """Where this workload's certificate comes from: a directory, a Workload API (``unix:///...``), or what keeps it fresh. Overrides
     ``RESILMESH_IDENTITY`` and ``mesh.identity``."""
 
 

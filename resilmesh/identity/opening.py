@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from resilmesh.policy.load import Loaded
     from resilmesh.policy.model import Policy, Service
 
-#: A directory, the policy's block, or what keeps an identity fresh itself.
+#: A directory, the address of a Workload API, the policy's block, or what keeps an identity fresh itself.
 Where = Source | str | os.PathLike[str]
 
 
@@ -86,10 +86,19 @@ def open_source(where: Where | IdentitySource, now: Callable[[], float]) -> Sour
     if isinstance(where, Source):
         return where
     if isinstance(where, str | os.PathLike):
-        return FileSource.of_directory(where, now=now)
+        text = os.fspath(where)
+        return _workload_api(text, now) if text.startswith("unix:") else FileSource.of_directory(text, now=now)
+    if where.workload_api is not None:
+        return _workload_api(where.workload_api, now)
     if where.directory is not None:
         return FileSource.of_directory(where.directory, now=now)
     if where.certificate is None or where.key is None or where.bundle is None:
         raise IdentityError("an identity is a directory, or a certificate, a key and a bundle")
     federated = {each.trust_domain: each.bundle for each in where.federated or ()}
     return FileSource(where.certificate, where.key, where.bundle, federated=federated, now=now)
+
+
+def _workload_api(address: str, now: Callable[[], float]) -> Source:
+    from resilmesh.identity.workload_api import WorkloadApiSource
+
+    return WorkloadApiSource(address, now=now)

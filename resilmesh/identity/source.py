@@ -1,10 +1,11 @@
-"""Where an identity comes from, and how it is kept fresh: one interface for files and an authority of our own.
+"""Where an identity comes from, and how it is kept fresh: one interface for files, an authority of our own and the Workload API.
 
     a source ---- put(identity) ----> current()       each new connection asks
              ---- refuse(error) ----> the old identity stays, loudly
              ---- look(now) --------> warns of an expiry that no renewal has prevented
 
-Nothing here reads a clock or a file: ``now`` is an argument, and the sources (``files``, ``authority``) bring what they found.
+Nothing here reads a clock or a file: ``now`` is an argument, and the sources (``files``, ``authority``, ``workload_api``) bring what they
+found.
 """
 
 from __future__ import annotations

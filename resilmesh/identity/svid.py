@@ -123,15 +123,22 @@ class TrustBundle:
     @classmethod
     def from_pem(cls, trust_domain: str, text: bytes) -> Self:
         """From one certificate or more. Raises ``IdentityError``, also for one that is not a signer's."""
+        return cls.of(trust_domain, parse_certificates(text, f"the trust bundle of {trust_domain}"))
+
+    @classmethod
+    def of(cls, trust_domain: str, certificates: Iterable[x509.Certificate]) -> Self:
+        """Of what has been parsed already. Raises ``IdentityError``."""
         parse_trust_domain(trust_domain)
-        certificates = parse_certificates(text, f"the trust bundle of {trust_domain}")
+        certificates = tuple(dict.fromkeys(certificates))
+        if not certificates:
+            raise IdentityError(f"the trust bundle of {trust_domain} is empty")
         for each in certificates:
             if not _is_authority(each):
                 raise IdentityError(
                     f"the trust bundle of {trust_domain} holds {_subject(each)!r}, which may sign nothing (CA:FALSE): it would be trusted "
                     "as itself only; put the certificates of the authorities there"
                 )
-        return cls(trust_domain, tuple(dict.fromkeys(certificates)))
+        return cls(trust_domain, certificates)
 
     def pem(self) -> bytes:
         """The certificates."""

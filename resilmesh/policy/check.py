@@ -237,11 +237,11 @@ def _tls(report: Report, path: Path, tls: Tls) -> None:
 
 def _identity_source(report: Report, path: Path, source: IdentitySource) -> None:
     files = [key for key in ("certificate", "key", "bundle") if getattr(source, key) is not None]
-    written = (("directory", source.directory), ("certificate", files))
+    written = (("directory", source.directory), ("workloadApi", source.workload_api), ("certificate", files))
     ways = [key for key, value in written if value]
     if len(ways) != 1:
         said = f"has {_and(ways)}" if ways else "says nothing"
-        report.add(codes.ONE_KEY, path, f"the identity {said}: 'directory', or 'certificate', 'key' and 'bundle'")
+        report.add(codes.ONE_KEY, path, f"the identity {said}: 'directory', 'workloadApi', or 'certificate', 'key', 'bundle'")
     elif files and len(files) < 3:
         lacking = [key for key in ("certificate", "key", "bundle") if key not in files]
         report.add(codes.MISSING_KEY, path, f"the identity has {_and(files)} and lacks {_and(lacking)}")

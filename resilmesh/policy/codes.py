@@ -245,7 +245,7 @@ NO_TLS = _code(
 NO_IDENTITY = _code(
     "RM233", "No identity to prove",
     "A service is called over mutual TLS, or this workload serves it, and nothing says where this workload's certificate is.",
-    "Write `mesh.identity`, set RESILMESH_IDENTITY to a directory, or pass `identity=` to Mesh.",
+    "Write `mesh.identity`, set RESILMESH_IDENTITY to a directory or a Workload API, or pass `identity=` to Mesh.",
 )
 BAD_IDENTITY = _code(
     "RM234", "An identity that cannot be used",

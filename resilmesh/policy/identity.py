@@ -14,6 +14,7 @@ SpiffeId = Annotated[str, shaped(
 )]
 TrustDomain = Annotated[str, shaped("a SPIFFE trust domain in lower case", r"^[a-z0-9._-]+$", max_length=255)]
 DnsName = Annotated[str, shaped("a DNS name", r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$", max_length=253)]
+Address = Annotated[str, shaped("unix:///path", r"^unix:(//)?/.+", max_length=4096)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
 
 _SANS = "UpstreamTlsContext.common_tls_context.combined_validation_context.match_typed_subject_alt_names"
@@ -50,7 +51,7 @@ class FederatedBundle(Block):
 
 
 class IdentitySource(Block):
-    """Where this workload's certificate (an X.509-SVID), its key and the trust bundle come from. A directory, or three files.
+    """Where this workload's certificate (an X.509-SVID), its key and the trust bundle come from. Exactly one of three ways.
 
     Files are looked at every second, and used only as a whole; paths are relative to where the program was started.
     """
@@ -70,4 +71,8 @@ class IdentitySource(Block):
     federated: list[FederatedBundle] | None = field(
         "Bundles of other trust domains, beside `certificate`, `key` and `bundle`.", None,
         envoy=library_only("As `directory`."), min_length=1,
+    )
+    workload_api: Address | None = field(
+        "Address of a SPIFFE Workload API, such as unix:///run/spire/agent.sock. Needs resilmesh[spire].", None,
+        envoy=library_only("As `directory`."),
     )

@@ -239,7 +239,7 @@ class MeshBlock(Block):
         "SPIFFE trust domain of this workload. A certificate of another is refused. Absent: that of the certificate.", None,
     )
     identity: IdentitySource | None = field(
-        "Where this workload's certificate comes from. RESILMESH_IDENTITY overrides it: a directory.",
+        "Where this workload's certificate comes from. RESILMESH_IDENTITY overrides it: a directory, or unix:///...",
         None,
     )
     mode: Mode = field(

@@ -26,7 +26,8 @@ HERE = "HERE"
 Schema = dict[str, Any]
 
 #: Something that may stand where the schema asks for text of a shape. Tried in turn; the first that the pattern takes.
-_TEXTS = ("a", "/a", "x-a", "A", "a:1", "a.test", "1s", "request.headers[a]", "spiffe://a.test/ns/a", "10.0.0.0/8", "resilmesh/v1")
+_TEXTS = ("a", "/a", "x-a", "A", "a:1", "a.test", "1s", "request.headers[a]", "spiffe://a.test/ns/a", "10.0.0.0/8", "resilmesh/v1",
+          "unix:/a")
 _SHAPELESS = "\u202e \x7f~"
 
 
