@@ -18,11 +18,22 @@ from typing import Any
 
 from resilmesh.compare import html, machine, own, report
 from resilmesh.compare.markdown import page
-from resilmesh.compare.planes import CLIENTS, GRPC_CLIENTS, GRPC_PLANES, NATIVE, SIDECAR, client_version, envoy_version, missing
+from resilmesh.compare.planes import (
+    ALL_PLANES,
+    CLIENTS,
+    GRPC_CLIENTS,
+    NATIVE,
+    SIDECAR,
+    client_version,
+    envoy_version,
+    missing,
+    missing_for_identities,
+)
 from resilmesh.compare.progress import Progress
 from resilmesh.compare.run import BEHAVIOUR_ROUNDS, COST_ROUNDS, Result, Settings, compare, expected_seconds, steps
 from resilmesh.compare.scenarios import SCENARIOS, Scenario
 from resilmesh.compare.scenarios_grpc import GRPC_SCENARIOS
+from resilmesh.compare.scenarios_identity import IDENTITY_SCENARIOS
 from resilmesh.errors import ResilmeshError
 
 #: By the word of ``--protocol``: its name, and the client that makes its calls unless the user says which.
@@ -30,7 +41,7 @@ _PROTOCOLS = {"http": ("HTTP/1.1", "httpx"), "http2": ("HTTP/2", "httpx-async"),
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    names = list(dict.fromkeys(scenario.name for scenario in (*SCENARIOS, *GRPC_SCENARIOS)))
+    names = list(dict.fromkeys(scenario.name for scenario in (*SCENARIOS, *IDENTITY_SCENARIOS, *GRPC_SCENARIOS)))
     parser.add_argument(
         "--client", choices=(*CLIENTS, *GRPC_CLIENTS),
         help="what makes the calls, in every plane (default: httpx, for HTTP/2 httpx-async, for gRPC grpcio)")
@@ -39,10 +50,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="of every call: http is HTTP/1.1, grpc is unary calls and streams of responses (default: http)")
     parser.add_argument(
         "--only", metavar="NAMES", action="append", type=_some_of(names),
-        help=f"these scenarios, with commas or repeated: {', '.join(names)} (the last three with --protocol grpc)")
+        help=f"these scenarios, with commas or repeated: {', '.join(names)} (those of mtls with --protocol http, the last three with grpc)")
     parser.add_argument(
-        "--planes", metavar="NAMES", action="append", type=_some_of(GRPC_PLANES),
-        help=f"these planes, likewise: {', '.join(GRPC_PLANES)} (the last with --protocol grpc)")
+        "--planes", metavar="NAMES", action="append", type=_some_of(ALL_PLANES),
+        help=f"these planes, likewise: {', '.join(ALL_PLANES)} ({NATIVE} with --protocol grpc, those after it in the scenarios of mtls)")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals, failures and choices (default: 1)")
     parser.add_argument(
         "--rounds", type=_at_least_one,
@@ -122,21 +133,23 @@ def run(options: argparse.Namespace) -> int:
         return _refuse(why)
     if options.policy is not None or options.target is not None or options.service is not None:
         return _run_own(options)
-    lacking = {plane: remedy for plane, remedy in missing().items() if _wanted(plane, options.planes)}
-    settings = Settings(
-        scenarios=[scenario for scenario in _scenarios(options.protocol) if _wanted(scenario.name, options.only)],
-        planes=[
-            plane for plane in GRPC_PLANES
-            if plane not in lacking and _wanted(plane, options.planes) and (plane != NATIVE or options.protocol == "grpc")
-        ],
-        client=options.client, seed=options.seed, rounds=options.rounds, protocol=protocol,
-        command=shlex.join(["resilmesh", *sys.argv[1:]]),
+    scenarios = [scenario for scenario in _scenarios(options.protocol) if _wanted(scenario.name, options.only)]
+    asked = Settings(
+        scenarios, [plane for plane in ALL_PLANES if _wanted(plane, options.planes)], client=options.client, seed=options.seed,
+        rounds=options.rounds, protocol=protocol, command=shlex.join(["resilmesh", *sys.argv[1:]]),
     )
-    if not settings.planes:
-        return _refuse("; ".join(f"{plane}: {remedy}" for plane, remedy in lacking.items()) or f"{NATIVE} is a plane of --protocol grpc")
-    settings = replace(settings, scenarios=[scenario for scenario in settings.scenarios if settings.planes_of(scenario)])
+    used = {plane for scenario in scenarios for plane in asked.planes_of(scenario)}
+    lacking = {plane: remedy for plane, remedy in missing().items() if plane in used}
+    if (remedy := missing_for_identities()) is not None and any(each.identities for each in scenarios):
+        lacking["the scenarios of mutual TLS"] = remedy
+        scenarios = [each for each in scenarios if each.identities is None]
+    settings = replace(asked, planes=[plane for plane in asked.planes if plane in used and plane not in lacking])
+    settings = replace(settings, scenarios=[scenario for scenario in scenarios if settings.planes_of(scenario)])
     if not settings.scenarios:
-        return _refuse(f"none of these scenarios runs on {', '.join(settings.planes)} over {protocol}: leave --planes out, or --only")
+        why = f"none of these scenarios runs on {', '.join(asked.planes)} over {protocol}: leave --planes out, or --only"
+        if asked.planes == [NATIVE] and options.protocol != "grpc":
+            why = f"{NATIVE} is a plane of --protocol grpc"
+        return _refuse("; ".join(f"{plane}: {remedy}" for plane, remedy in lacking.items()) or why)
     envoy = None if SIDECAR in missing() else envoy_version()
     here = machine.describe()
     started, began = datetime.now(UTC), time.monotonic()
@@ -176,7 +189,7 @@ def _unfit(options: argparse.Namespace) -> str | None:
 def _scenarios(protocol: str) -> Sequence[Scenario]:
     if protocol == "grpc":
         return GRPC_SCENARIOS
-    return SCENARIOS if protocol == "http" else [replace(scenario, protocol="HTTP2") for scenario in SCENARIOS]
+    return (*SCENARIOS, *IDENTITY_SCENARIOS) if protocol == "http" else [replace(scenario, protocol="HTTP2") for scenario in SCENARIOS]
 
 
 def _write(options: argparse.Namespace, told: dict[str, Any], results: Sequence[Result]) -> None:

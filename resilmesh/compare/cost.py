@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from resilmesh.compare.pair import PLAIN_OF
 from resilmesh.compare.planes import BARE, Observation, Use
 from resilmesh.compare.stats import Spread, quantile
 
@@ -72,6 +73,12 @@ def _services(round_: Observation) -> float | None:
     return None if used is None else used * 1000 / len(round_.notes)
 
 
+def _all(round_: Observation) -> float | None:
+    """Where the service decides, too, it must be counted, and so must the proxy before it."""
+    services = _services(round_)
+    return None if services is None else services + _pod(round_).cpu * 1000 / len(round_.notes)
+
+
 FIGURES: tuple[Figure, ...] = (
     Figure("latency_p50", "latency p50", "ms", _latency(0.50)),
     Figure("latency_p99", "latency p99", "ms", _latency(0.99)),
@@ -79,6 +86,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("cpu_proxy", "CPU of the proxy, per 1,000 calls", "s", _per_thousand(_proxy)),
     Figure("cpu_pod", "CPU of both, per 1,000 calls", "s", _per_thousand(_pod)),
     Figure("cpu_services", "CPU of the services, per 1,000 calls", "s", _services),
+    Figure("cpu_all", "CPU of all processes, per 1,000 calls", "s", _all),
     Figure("memory_client", "memory of the client's process", "MiB", _memory(_client)),
     Figure("memory_proxy", "memory of the proxy", "MiB", _memory(_proxy)),
     Figure("memory_pod", "memory of both", "MiB", _memory(_pod)),
@@ -90,7 +98,7 @@ FIGURES: tuple[Figure, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One figure of one plane over the rounds: the value, its ratio to bare and what it adds to bare."""
+    """One figure of one plane over the rounds: the value, its ratio to bare (or to what it is compared with) and what it adds to that."""
 
     value: Spread
     ratio: Spread | None
@@ -105,17 +113,25 @@ def costs(rounds: Mapping[str, Sequence[Observation]]) -> dict[str, dict[str, Co
     }
 
 
-def _cost(figure: Figure, observations: Sequence[Observation], bare: Sequence[Observation]) -> Cost | None:
+def costs_of_tls(rounds: Mapping[str, Sequence[Observation]]) -> dict[str, dict[str, Cost]]:
+    """By plane with mutual TLS, by ``Figure.name``: against the same plane without, of the same round."""
+    return {
+        secured: {figure.name: cost for figure in FIGURES if (cost := _cost(figure, rounds[secured], rounds[plain])) is not None}
+        for secured, plain in PLAIN_OF.items() if secured in rounds and plain in rounds
+    }
+
+
+def _cost(figure: Figure, observations: Sequence[Observation], base: Sequence[Observation]) -> Cost | None:
     values = [value for each in observations if (value := figure.read(each)) is not None]
-    floor = [value for each in bare if (value := figure.read(each)) is not None]
+    floor = [value for each in base if (value := figure.read(each)) is not None]
     if not values:
         return None
     pairs = list(zip(values, floor, strict=True)) if floor else []
     return Cost(
         Spread.of(values),
         # CPU is read in ticks, of which a short run may use none.
-        Spread.of([value / base for value, base in pairs]) if pairs and all(floor) else None,
-        Spread.of([value - base for value, base in pairs]) if pairs else None,
+        Spread.of([value / of_base for value, of_base in pairs]) if pairs and all(floor) else None,
+        Spread.of([value - of_base for value, of_base in pairs]) if pairs else None,
     )
 
 

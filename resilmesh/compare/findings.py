@@ -11,7 +11,7 @@ from typing import Any
 
 Json = Mapping[str, Any]
 
-BARE, LIBRARY, SIDECAR = "bare", "library", "sidecar"
+BARE, LIBRARY, SIDECAR, SIDECAR_PAIR = "bare", "library", "sidecar", "sidecar-pair"
 DIFFERS, SAME, TOO_FEW = "DIFFERS", "same", "too few to tell"
 VERDICTS = (SAME, DIFFERS, TOO_FEW)
 
@@ -39,6 +39,11 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
+def sidecar_of(planes: Json) -> str:
+    """The plane that the library is compared with: for mutual TLS it has a sidecar on both sides."""
+    return SIDECAR_PAIR if SIDECAR_PAIR in planes else SIDECAR
+
+
 def verdicts(compared: Sequence[Json]) -> dict[str, int]:
     """How many figures were judged how."""
     return {verdict: sum(each["verdict"] == verdict for each in compared) for verdict in VERDICTS}
@@ -56,7 +61,8 @@ def meaning(scenario: Json) -> str:
 
 def _of_planes(planes: Json, tell: Any, *names: str) -> str:
     """``59.0 % with the library and 58.8 % with the sidecar (66.1 % without a policy)``."""
-    told = [f"{text} with the {plane}" for plane in (LIBRARY, SIDECAR) if plane in planes and (text := tell(planes[plane])) is not None]
+    both = [plane for plane in (LIBRARY, sidecar_of(planes)) if plane in planes]
+    told = [f"{text} with the {plane}" for plane in both if (text := tell(planes[plane])) is not None]
     without = tell(planes[BARE]) if BARE in planes else None
     if without is None:
         return listed(told)

@@ -144,7 +144,7 @@ def _cost_in_short(cost: Json | None) -> Markup | None:
     if cost is None:
         return None
     told = []
-    for plane in (LIBRARY, SIDECAR):
+    for plane in (LIBRARY, findings.sidecar_of(cost["planes"])):
         of_one = cost["planes"].get(plane, {})
         ratios = [
             f"{words} x{of_one[name]['ratio']['median']:.2f}"
@@ -194,12 +194,13 @@ def _scenarios(report: Json, anchors: frozenset[str]) -> Markup:
 
 
 def _costs(report: Json) -> Markup:
-    cost, streams = report.get("cost"), report.get("cost_of_streams")
-    if cost is None and streams is None:
+    cost, streams, secured = report.get("cost"), report.get("cost_of_streams"), report.get("cost_of_mtls")
+    if cost is None and streams is None and secured is None:
         return _section("costs", "Costs", element("p", "Not measured in this report: no scenario ran for the costs."))
     return _section(
         "costs", "Costs", *([] if cost is None else _costs_table(cost, "Costs of each plane")),
         *([] if streams is None else [element("h3", "Of streams"), *_costs_table(streams, "Costs of each plane, for whole streams")]),
+        *([] if secured is None else _costs_of_mtls(secured)),
     )
 
 
@@ -216,6 +217,28 @@ def _costs_table(cost: Json, caption: str) -> list[Markup | None]:
         _restless(cost),
         table(caption, ["", *planes], rows, "costs"),
     ]
+
+
+def _costs_of_mtls(cost: Json) -> list[Markup | None]:
+    made = [element("h3", "Of mutual TLS"), *_costs_table(cost, "Costs of each plane, with mutual TLS and without")]
+    planes = cost.get("of_tls") or {}
+    rows = [
+        [f"{title}, {cost['units'][name]}", *(_added(of_one.get(name)) for of_one in planes.values())]
+        for name, title in _FIGURES if any(of_one.get(name) for of_one in planes.values())
+    ]
+    if planes:
+        made += [element("p", words.COSTS_OF_TLS), table("What mutual TLS adds on each plane", ["", *planes], rows, "costs")]
+    return made
+
+
+def _added(of_one: Json | None) -> object:
+    """What it adds, and below it the ratio to the plane without."""
+    if of_one is None or of_one["added"] is None:
+        return "-"
+    shown, ratio = number(of_one["added"]["median"]), of_one["ratio"]
+    if ratio is None:
+        return shown
+    return join(shown, element("br"), element("small", f"x{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['greatest']:.2f})"))
 
 
 def _cost(of_one: Json | None, base: bool) -> object:

@@ -15,6 +15,11 @@ PLANES = {
     "library": "The policy is decided inside the application's own process, by resilmesh.",
     "sidecar": "The same policy is decided by Envoy, a proxy in a process of its own beside the application, as in a service mesh.",
     "sidecar-defaults": "The same, but what the policy leaves open is as Envoy has it by default, not as the library has it.",
+    "bare-tls": "The client as it is, and the same certificates on both sides, as one would write it by hand: nobody asks whose they are.",
+    "library-plain": "The library on both sides, by the same policy without its mutual TLS: to see what that costs.",
+    "sidecar-pair-plain": "Two Envoys, one beside the client and one before the service, by the same policy without its mutual TLS.",
+    "sidecar-pair": "Two Envoys, one beside the client and one before the service, with mutual TLS between them; the second one decides "
+        "who may do what. All of it from the same policy, with certificates of the same authority.",
     "grpc-native": "grpcio decides by itself, by a service config with as much of the policy as that can say. No proxy, no library.",
 }
 
@@ -32,6 +37,7 @@ COSTS = (
     "the median, and in brackets the least and the greatest of the rounds. Compare ratios rather than milliseconds: those are this "
     "machine's."
 )
+COSTS_OF_TLS = "What a plane costs over the same plane without mutual TLS, in the same rounds: the median, below it the ratio."
 WORST_CASE = (
     "The services of this scenario answer at once, so the ratios of latency are the worst case: the longer a service takes, the nearer "
     "to 1 they come."
@@ -94,10 +100,10 @@ def not_measured(report: Json) -> list[Point]:
          "than Envoy does; beside a faster client both ways would cost more in proportion."),
         *_OF_PROTOCOL.get(client["protocol"], ()),
         ("Envoy, not Istio.",
-         "There is no control plane, no redirection by iptables, no mutual TLS, no telemetry filter. A sidecar of Istio does more, and "
-         "costs more."),
+         "There is no control plane, no redirection by iptables, no telemetry filter, and mutual TLS in its own scenarios alone. A sidecar "
+         "of Istio does more, and costs more."),
         ("One worker thread for Envoy.", "Round robin and limits are exact with one; with more each worker balances for itself."),
-        (f"{client['protocol']}.", "Plain text between client, proxy and services, and small bodies."),
+        (f"{client['protocol']}.", "Plain text between client, proxy and services, but for the scenarios of mutual TLS; small bodies."),
         ("No gateway, no ambient mode.", "A mesh with a proxy for each node instead of sidecars divides the costs otherwise."),
         ("Minutes, not days.", "What leaks or drifts over days does not show here."),
     ]

@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from resilmesh.compare.measure import FAILED, REJECTED, SUCCEEDED, Call, Measured
-from resilmesh.compare.scenarios import Reason, Scenario, Tolerance
+from resilmesh.compare.scenarios import Matrix, Reason, Scenario, Tolerance
 from resilmesh.compare.stats import Estimate, paired_means, quantiles_apart, rounds_apart, shares_apart
 from resilmesh.envoy.notes import Note
 
@@ -107,6 +107,8 @@ def judge(library: Measured, sidecar: Measured, scenario: Scenario, seed: int) -
     """Compare every figure that both have."""
     judging = _Judging(library, sidecar, scenario.tolerance)
     judging.share("success", lambda call: call.outcome == SUCCEEDED)
+    if isinstance(scenario.traffic, Matrix):
+        judging.verdicts()
     for words, kind in (("rejections", REJECTED), ("failures", FAILED)):
         judging.kinds(words, kind)
     judging.attempts()
@@ -152,6 +154,13 @@ class _Judging:
 
     def share(self, figure: str, has: Callable[[Call], bool]) -> None:
         self._of_calls(figure, has, self._tolerance.share, 100, "%")
+
+    def verdicts(self) -> None:
+        """Whether every single call came out the same. Who is let in is no matter of chance, so that one which does not is enough."""
+        pairs = list(zip(self._library.calls, self._sidecar.calls, strict=True))
+        same = sum(mine.outcome == theirs.outcome for mine, theirs in pairs) / len(pairs) * 100
+        estimate = Estimate(same - 100, 0.0, math.inf)
+        self._add("verdicts as the library's", 100, same, "%", estimate, 0.0, "each call with itself")
 
     def kinds(self, words: str, kind: str) -> None:
         """Rejections or failures by reason, and in all where there is more than one reason."""

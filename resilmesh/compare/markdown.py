@@ -7,6 +7,7 @@ from typing import Any
 
 from resilmesh.compare import report
 from resilmesh.compare.judge import Judgement
+from resilmesh.compare.planes import sidecar_of
 from resilmesh.compare.run import Result
 
 
@@ -22,7 +23,7 @@ def _head(told: Mapping[str, Any]) -> str:
     run, here, client = told["run"], told["machine"], told["client"]
     facts = (
         ("resilmesh", told["resilmesh"]),
-        ("Envoy", f"{told['envoy']['version'] or 'left out'}, one worker; not Istio: no control plane, no iptables, no mutual TLS"),
+        ("Envoy", f"{told['envoy']['version'] or 'left out'}, one worker; not Istio: no control plane, no iptables"),
         ("client", f"{client['library']} {client['version']}, {client['style']}, {client['protocol']}"),
         ("machine", f"{here['cpu']}, {here['cpus']} CPUs, {here['memory_mib']} MiB, {here['platform']}, kernel {here['kernel']}"),
         ("Python", here["python"]),
@@ -68,7 +69,7 @@ def _scenario(result: Result) -> str:
 
 
 def _judged(result: Result) -> list[list[str]]:
-    rows = [["figure", "library", "sidecar", "tolerance", "chance", "verdict", "why"]]
+    rows = [["figure", "library", sidecar_of(result.planes), "tolerance", "chance", "verdict", "why"]]
     return rows + [
         [
             f"{each.figure}{', ' + each.unit if each.unit else ''}", report.shown(each.library), report.shown(each.sidecar),
@@ -97,9 +98,16 @@ def _costs(result: Result) -> str:
         "least-median-greatest.",
         "The services answer at once, so the ratios of latency are the worst case.", "",
         *(f"**{line.strip()}**" for line in report.restless(result.costs)),
-        *_table(report.cost_rows(result.costs), numbers=len(result.costs)), "",
+        *_table(report.cost_rows(result.costs), numbers=len(result.costs)), "", *_of_tls(result),
         "### What the library does worse", "", *(f"{line.strip()}  " for line in worse[1:]),
     ))
+
+
+def _of_tls(result: Result) -> list[str]:
+    if not result.costs_of_tls:
+        return []
+    rows = _table(report.tls_rows(result), numbers=len(result.costs_of_tls))
+    return ["### What mutual TLS costs on each plane", "", "What it adds, and the ratio to the same plane without it.", "", *rows, ""]
 
 
 def _method() -> str:

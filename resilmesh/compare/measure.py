@@ -62,6 +62,8 @@ class Measured:
     #: Retries and injected faults, as the plane itself counted them.
     retries: tuple[int, ...] | None
     delays: tuple[int, ...] | None
+    #: Of the callers' certificates, likewise.
+    renewals: tuple[int, ...] | None = None
 
     @property
     def rounds(self) -> int:
@@ -155,6 +157,7 @@ class Measured:
         found["most at once at an endpoint"] = Figure(_mean(self.most_at_once))
         for name, values, unit in (
             ("ejections", self.ejections, ""), ("retries, by its own count", self.retries, ""),
+            ("renewals, by its own count", self.renewals if self.renewals and any(self.renewals) else None, ""),
             ("time to recover", self.recovery, "s"), ("time until the new policy", self.change, "s"),
         ):
             if values is not None:
@@ -185,6 +188,7 @@ class Measured:
                 name: None if values is None else [_finite(value) for value in values]
                 for name, values in (
                     ("ejections", self.ejections), ("retries", self.retries), ("delays_injected", self.delays),
+                    ("renewals", self.renewals),
                     ("recovery_s", self.recovery), ("policy_change_s", self.change),
                 )
             },
@@ -209,6 +213,7 @@ def measure(observations: Sequence[Observation], scenario: Scenario) -> Measured
         most_at_once=tuple(each.seen.most_at_once for each in observations),
         retries=_each(each.decisions.retries for each in observations),
         delays=_each(each.decisions.delays for each in observations),
+        renewals=_each(each.decisions.renewals for each in observations),
     )
 
 

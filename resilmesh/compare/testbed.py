@@ -6,15 +6,16 @@ import contextlib
 import http.client
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from resilmesh.compare import service
+from resilmesh.compare import service, service_asgi
 from resilmesh.compare.children import Child
 from resilmesh.compare.service import Arrival, Script
+from resilmesh.compare.service_asgi import Hosting
 
 _START_WITHIN = 20.0
 
@@ -55,18 +56,26 @@ class TestBed:
 
     __test__ = False  # pytest: the name is the domain's, this is no test
 
-    def __init__(self, scripts: Sequence[Script], seed: int = 0) -> None:
+    def __init__(self, scripts: Sequence[Script], seed: int = 0, hosting: Mapping[str, Hosting] | None = None) -> None:
+        """``hosting``: what stands before each service in its process, by name; then it is an ASGI application under uvicorn."""
         self._scripts = [replace(script, seed=seed) for script in scripts]
+        self._hosting = hosting
         self.addresses: list[str] = []
+        #: Where each answers the test bed itself.
+        self._control: list[str] = []
         self.pids: list[int] = []
         self._children = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as children:
-            started = [children.enter_context(Child(Path(service.__file__), f"service {script.name}")) for script in self._scripts]
+            code = Path(service.__file__ if self._hosting is None else service_asgi.__file__)
+            started = [children.enter_context(Child(code, f"service {script.name}")) for script in self._scripts]
             for child, script in zip(started, self._scripts, strict=True):
-                child.tell(asdict(script))
-            self.addresses = [f"127.0.0.1:{child.hear(_START_WITHIN)['port']}" for child in started]
+                job = asdict(script)
+                child.tell(job if self._hosting is None else {"script": job, "hosting": asdict(self._hosting[script.name])})
+            told = [child.hear(_START_WITHIN) for child in started]
+            self.addresses = [f"127.0.0.1:{each['port']}" for each in told]
+            self._control = [f"127.0.0.1:{each.get('control', each['port'])}" for each in told]
             self.pids = [child.pid for child in started]
             self._children = children.pop_all()
         return self
@@ -90,7 +99,7 @@ class TestBed:
         return {address: script.name for script, address in zip(self._scripts, self.addresses, strict=True)}
 
     def _listening(self) -> list[tuple[str, str]]:
-        return [(script.name, address) for script, address in zip(self._scripts, self.addresses, strict=True) if not script.refuses]
+        return [(script.name, address) for script, address in zip(self._scripts, self._control, strict=True) if not script.refuses]
 
 
 def _ask(address: str, method: str, what: str, body: str | None = None) -> dict[str, Any]:

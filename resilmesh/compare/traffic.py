@@ -39,6 +39,7 @@ _LOCAL_TEXTS = (
     ("upstream request timeout", "deadline"),
     ("fault filter abort", "injected fault"),
     ("remote connection failure", "connect failure"),
+    ("RBAC: access denied", "denied"),
     ("reset reason:", "reset"),
 )
 #: Of these, the ones for which nothing was sent.
@@ -87,6 +88,9 @@ class Job:
     timeout: float = CLIENT_TIMEOUT
     #: For grpcio itself to decide by, as JSON.
     service_config: str | None = None
+    #: Directories with an identity: of the library's policy, or, where there is none, of TLS as one writes it by hand. Of several
+    #: callers each has a client of its own, and a call's number says whose it is.
+    identities: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -112,11 +116,12 @@ class Application:
     """The client with its policy, and what the library tells of its decisions."""
 
     def __init__(self, job: Job) -> None:
-        self.mesh = None if job.policy is None else _mesh(job.policy, job)
+        self.meshes = [] if job.policy is None else [_mesh(job.policy, job, each) for each in (job.identities or (None,))]
         self.events: list[Any] = []
-        if self.mesh is not None and job.watched:
-            self.mesh.subscribe(self._observe)
-        self._client = _client(job, self.mesh)
+        if job.watched:
+            for mesh in self.meshes:
+                mesh.subscribe(self._observe)
+        self._client = _client(job, self.meshes)
         self.failure = self._client.failure
         self._signed = job.signed
         self._texts = (*_LOCAL_TEXTS, *self._client.texts)
@@ -143,7 +148,7 @@ class Application:
         return status, "", "", word or next((word for said, word in self._texts if said in text), unknown)
 
 
-def _client(job: Job, mesh: Any) -> Client:
+def _client(job: Job, meshes: list[Any]) -> Client:
     """Of the module beside this one, by its path: as a script this one is in no package."""
     name = "traffic_grpc" if job.client.startswith("grpcio") else "traffic_http"
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
@@ -151,17 +156,17 @@ def _client(job: Job, mesh: Any) -> Client:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    client: Client = module.Client(job, mesh)
+    client: Client = module.Client(job, meshes)
     return client
 
 
-def _mesh(policy: str, job: Job) -> Any:
+def _mesh(policy: str, job: Job, identity: str | None) -> Any:
     sys.path.append(job.library_path)
     from resilmesh import Mesh
 
     # Every setting that the environment could change is given: both planes must obey the file alone.
     settings: dict[str, Any] = {
-        "seed": job.seed, "mode": job.mode, "outbound": "ALLOW_ANY", "local_replies": "RESPOND", "workload": "shop",
+        "seed": job.seed, "mode": job.mode, "outbound": "ALLOW_ANY", "local_replies": "RESPOND", "workload": "shop", "identity": identity,
     }
     return Mesh.from_text(policy, **settings) if job.policy_file is None else Mesh.from_file(job.policy_file, **settings)
 
@@ -196,7 +201,8 @@ class Told:
     #: For each call that a worker slept for: how long after the due time the machine woke it, in seconds.
     overslept: list[float]
     events: list[tuple[Any, ...]] = field(default_factory=list)
-    snapshot: dict[str, Any] | None = None
+    #: Of each mesh.
+    snapshots: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Run:
@@ -258,11 +264,10 @@ class Run:
             self._note(number, due, began, response, error)
 
     def told(self, cpu: float) -> Told:
-        mesh = self._application.mesh
         events = [Happened(event.at - self._epoch, event.name, event.detail) for event in self._application.events]
         return Told(
             [astuple(note) for note in self.notes], cpu, self.overslept, [astuple(event) for event in events],
-            None if mesh is None else mesh.snapshot(),
+            [mesh.snapshot() for mesh in self._application.meshes],
         )
 
 

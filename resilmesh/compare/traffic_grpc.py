@@ -31,13 +31,13 @@ class Client:
         ("RST_STREAM", "reset"), ("Connection reset", "reset"), ("Socket closed", "reset"), ("Stream removed", "reset"),
     )
 
-    def __init__(self, job: Job, mesh: Any) -> None:
+    def __init__(self, job: Job, meshes: list[Any]) -> None:
         self._asynchronous = job.client.endswith("-async")
         self._timeout = job.timeout
         options = [("grpc.default_authority", job.host)]
         if job.service_config is not None:
             options.append(("grpc.service_config", job.service_config))
-        self._stubs = [_Stubs(self._channel(target, options, mesh)) for target in job.targets]
+        self._stubs = [_Stubs(self._channel(target, options, meshes[0] if meshes else None)) for target in job.targets]
 
     def _channel(self, target: str, options: list[tuple[str, str]], mesh: Any) -> Any:
         if mesh is None:

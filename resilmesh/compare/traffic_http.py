@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import ssl
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ class Client:
     #: What is said where no service answers, besides Envoy's words.
     texts: tuple[tuple[str, str], ...] = ()
 
-    def __init__(self, job: Job, mesh: Any) -> None:
+    def __init__(self, job: Job, meshes: list[Any]) -> None:
         library, _, style = job.client.partition("-")
         http = importlib.import_module(library)
         kind = "Async" if style else ""
@@ -34,14 +35,15 @@ class Client:
             "limits": http.Limits(max_connections=None, max_keepalive_connections=None), "trust_env": False,
             "http1": not job.http2, "http2": job.http2,
         }
-        if mesh is None:
-            transport = getattr(http, f"{kind}HTTPTransport")(**options)
-        else:
+        if meshes:
             adapter = importlib.import_module("resilmesh.http")
-            transport = getattr(adapter, f"{kind}Transport")(mesh, **options)
-            if job.watched:
+            transports = [getattr(adapter, f"{kind}Transport")(mesh, **options) for mesh in meshes]
+            for mesh in meshes if job.watched else ():
                 mesh.subscribe(_observe)
-        self._client = getattr(http, f"{kind}Client")(transport=transport, timeout=job.timeout, trust_env=False)
+        else:
+            made = getattr(http, f"{kind}HTTPTransport")
+            transports = [made(verify=_by_hand(each), **options) for each in job.identities] or [made(**options)]
+        self._clients = [getattr(http, f"{kind}Client")(transport=each, timeout=job.timeout, trust_env=False) for each in transports]
         self._targets = job.targets
         self._host = job.host
         self._signed = job.signed
@@ -53,7 +55,7 @@ class Client:
         headers = {"host": self._host}
         if self._signed:
             headers["x-call"] = name
-        return self._client.request(method, url, headers=headers)
+        return self._clients[number % len(self._clients)].request(method, url, headers=headers)
 
     def came(self, response: Any, error: Exception | None) -> Came:
         """What came of the last call of this thread or task."""
@@ -61,6 +63,15 @@ class Client:
             return 0, {}, "", _EXCEPTIONS.get(type(error).__name__, type(error).__name__)
         text = response.text if len(response.content) < _LOCAL_BODY_BYTES else ""
         return response.status_code, response.headers, text, "circuit open" if _circuit_open.get() else ""
+
+
+def _by_hand(identity: str) -> ssl.SSLContext:
+    """As one would write it without any policy: certificates of the authority are shown and verified, and nobody asks whose."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(f"{identity}/ca.crt")
+    context.load_cert_chain(f"{identity}/tls.crt", f"{identity}/tls.key")
+    return context
 
 
 def _observe(event: Any) -> None:

@@ -160,6 +160,7 @@ def test_without_an_envoy_the_others_run_and_it_says_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("resilmesh.cli.compare.SCENARIOS", [replace(BY_NAME["canary"], traffic=Open(100, 0.1))])
+    monkeypatch.setattr("resilmesh.cli.compare.IDENTITY_SCENARIOS", [])
     monkeypatch.setattr("resilmesh.envoy.process.find_binary", _no_envoy)
     file = tmp_path / "report.json"
     assert cli.main(["compare", "--json", str(file)]) == 0

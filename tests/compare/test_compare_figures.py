@@ -228,7 +228,8 @@ def as_json(results: list[Result], missing: dict[str, str] | None = None, envoy:
 
 def test_json_has_the_shape_that_was_promised() -> None:
     told = as_json([result("steady"), result("flaky", differing=True)])
-    assert list(told) == ["resilmesh", "envoy", "machine", "versions", "client", "run", "scenarios", "cost", "cost_of_streams"]
+    assert list(told) == [
+        "resilmesh", "envoy", "machine", "versions", "client", "run", "scenarios", "cost", "cost_of_streams", "cost_of_mtls"]
     assert told["envoy"] == {"version": "1.40.0"}
     assert {"cpu", "cpus", "python", "load"} <= set(told["machine"])
     assert told["versions"]["httpx"]
