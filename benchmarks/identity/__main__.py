@@ -1,9 +1,10 @@
-"""What identity costs: a request and a handshake under mutual TLS, beside httpx with the same certificates; a decision of a thousand rules.
+"""What identity costs: a request and a handshake under mutual TLS, beside httpx with the same certificates and beside two Envoys with
+the same policy; a decision of a thousand rules.
 
     python -m benchmarks.identity [--rounds N] [--seed N] [--json FILE]
 
 The service is a process of its own. Client CPU is counted (``time.process_time``), because the service's share of a machine with few
-cores would hide the rest. Ratios are of the same rounds: median [quartiles].
+cores would hide the rest; beside the Envoys, which are processes of their own, time is. Ratios are of the same rounds: median [quartiles].
 """
 
 from __future__ import annotations
@@ -25,15 +26,21 @@ import httpx
 
 import resilmesh
 from benchmarks.measure import Samples, Spread, interleave, machine, ratio
+from resilmesh.envoy.ingress import ingress
+from resilmesh.envoy.process import Envoy
+from resilmesh.envoy.tls import IdentityFiles
+from resilmesh.envoy.translate import translate
 from resilmesh.identity import SpiffeId
 from resilmesh.identity.authz import Authorizer, InboundRequest
 from resilmesh.identity.ca import CertificateAuthority
 from resilmesh.policy.inbound import AuthorizationPolicy
+from resilmesh.policy.load import load_text
 
 WEB, INVENTORY = (f"spiffe://shop.example/ns/prod/sa/{name}" for name in ("web", "inventory"))
 #: Requests of a sample on one connection, and connections of a sample.
 REQUESTS, HANDSHAKES = 200, 20
 RULES, DECISIONS = 1000, 2000
+MUTUAL = f', tls: {{mode: MUTUAL, identities: ["{INVENTORY}"]}}'
 
 
 def identities(directory: Path) -> None:
@@ -65,50 +72,87 @@ def own_context(directory: Path) -> ssl.SSLContext:
     return context
 
 
-def clients(directory: Path, plain: str, secured: str) -> dict[str, tuple[Callable[[], httpx.Client], str]]:
-    """By name: what makes a client, and the URL that it calls."""
-    def mesh(address: str, tls: str) -> resilmesh.Mesh:
-        text = f"""
+def policy_text(address: str, tls: str) -> str:
+    return f"""
 apiVersion: resilmesh/v1
 services: [{{name: inventory, hosts: [inventory.prod.svc], endpoints: [{{address: "{address}"}}]{tls}}}]
 """
-        return resilmesh.Mesh.from_text(text, identity=str(directory / "web"))
 
-    of_policy = mesh(plain, ""), mesh(secured, f', tls: {{mode: MUTUAL, identities: ["{INVENTORY}"]}}')
+
+@contextlib.contextmanager
+def clients(directory: Path, plain: str, secured: str) -> Iterator[dict[str, tuple[Callable[[], httpx.Client], str]]]:
+    """By name: what makes a client, and the URL that it calls."""
+    of_policy = [
+        resilmesh.Mesh.from_text(policy_text(address, tls), identity=str(directory / "web"))
+        for address, tls in ((plain, ""), (secured, MUTUAL))
+    ]
     context = own_context(directory)
-    return {
+    yield {
         "httpx, plain": (httpx.Client, f"http://{plain}/"),
         "httpx, same certificates": (lambda: httpx.Client(verify=context), f"https://{secured}/"),
         "resilmesh, plain": (lambda: httpx.Client(transport=resilmesh.http.Transport(of_policy[0], verify=context)), "http://inventory.prod.svc/"),
         "resilmesh, MUTUAL": (lambda: httpx.Client(transport=resilmesh.http.Transport(of_policy[1], verify=context)), "http://inventory.prod.svc/"),
     }
+    for mesh in of_policy:
+        mesh.close()
 
 
-def steady(make: Callable[[], httpx.Client], url: str) -> Callable[[], float]:
+@contextlib.contextmanager
+def pair(directory: Path, service: str, requests_per_connection: int | None = None) -> Iterator[str]:
+    """The URL of an Envoy, from which mutual TLS goes to a second one before ``service``."""
+    inbound = load_text("apiVersion: resilmesh/v1\ninbound: {mtls: STRICT}\n").policy
+    host, _, port = service.rpartition(":")
+    before = ingress(inbound, (host, int(port)), identity=IdentityFiles.in_directory(str(directory / "inventory")))
+    if requests_per_connection is not None:
+        for chain in before["static_resources"]["listeners"][0]["filter_chains"]:
+            options = {"max_requests_per_connection": requests_per_connection}
+            chain["filters"][0]["typed_config"]["common_http_protocol_options"] = options
+    with Envoy(before) as second:
+        outbound = load_text(policy_text(second.url.removeprefix("http://"), MUTUAL)).policy
+        with Envoy(translate(outbound, identity=IdentityFiles.in_directory(str(directory / "web"))).bootstrap) as first:
+            yield first.url + "/"
+
+
+def through(url: str) -> tuple[Callable[[], httpx.Client], str]:
+    return (lambda: httpx.Client(headers={"host": "inventory.prod.svc"})), url
+
+
+def steady(make: Callable[[], httpx.Client], url: str, clock: Callable[[], int] = time.process_time_ns) -> Callable[[], float]:
     client = make()
-    client.get(url)
+    client.get(url).raise_for_status()
 
     def sample() -> float:
-        began = time.process_time_ns()
+        began = clock()
         for _ in range(REQUESTS):
             client.get(url)
-        return (time.process_time_ns() - began) / REQUESTS / 1000
+        return (clock() - began) / REQUESTS / 1000
 
     return sample
 
 
-def handshakes(make: Callable[[], httpx.Client], url: str) -> Callable[[], float]:
+def handshakes(make: Callable[[], httpx.Client], url: str, clock: Callable[[], int] = time.process_time_ns) -> Callable[[], float]:
     def sample() -> float:
         made = [make() for _ in range(HANDSHAKES)]
-        began = time.process_time_ns()
+        began = clock()
         for client in made:
             client.get(url)
-        spent = time.process_time_ns() - began
+        spent = clock() - began
         for client in made:
             client.close()
         return spent / HANDSHAKES / 1000
 
     return sample
+
+
+PAIR = "two Envoys, MUTUAL"
+
+
+def timed(
+    sampler: Callable[..., Callable[[], float]], candidates: dict[str, tuple[Callable[[], httpx.Client], str]], rounds: int,
+    rng: random.Random,
+) -> Samples:
+    """By the clock on the wall: what other processes do is in it."""
+    return interleave({name: sampler(*candidate, time.perf_counter_ns) for name, candidate in candidates.items()}, rounds, rng)
 
 
 # ------------------------------------------------------------------------------------------------- decisions
@@ -167,16 +211,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         identities(directory)
-        with service("-") as plain, service(str(directory / "inventory")) as secured:
-            candidates = clients(directory, plain, secured)
+        with (
+            service("-") as plain, service(str(directory / "inventory")) as secured, clients(directory, plain, secured) as candidates,
+        ):
             per_request = interleave({each: steady(*candidate) for each, candidate in candidates.items()}, options.rounds, rng)
             first = interleave({each: handshakes(*candidate) for each, candidate in candidates.items()}, options.rounds, rng)
+            secured_only = {name: candidate for name, candidate in candidates.items() if not name.endswith("plain")}
+            with pair(directory, plain) as lasting, pair(directory, plain, requests_per_connection=1) as anew:
+                took = timed(steady, {**secured_only, PAIR: through(lasting)}, options.rounds, rng)
+                took_first = timed(handshakes, {**secured_only, PAIR: through(anew)}, options.rounds, rng)
     decided = interleave({each: decisions(*candidate) for each, candidate in authorizers().items()}, options.rounds, rng)
     show(f"client CPU of a request, {REQUESTS} on one connection", per_request, "httpx, same certificates")
     show("client CPU of a connection and its first request", first, "httpx, same certificates")
+    show(f"time of a request, {REQUESTS} on one connection", took, PAIR)
+    show("time of a connection and its first request, of the Envoys between them", took_first, PAIR)
     show(f"CPU of a decision, {RULES} rules", decided, None)
     if options.json:
-        Path(options.json).write_text(json.dumps({"request": per_request, "handshake": first, "decision": decided}, indent=1))
+        Path(options.json).write_text(json.dumps(
+            {"request": per_request, "handshake": first, "time": took, "handshake_time": took_first, "decision": decided}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``resilmesh export envoy FILE``: the policy as the bootstrap of a real Envoy.
+"""``resilmesh export envoy FILE``: the policy as the bootstrap of a real Envoy, beside a caller or (``--inbound``) before a service.
 
 Differences between library and Envoy go to stderr as ``file:line: block: fidelity: message``.
 Exit status: 0 fine, 1 the policy is wrong or ``--strict`` found a difference, 2 wrong words.
@@ -32,6 +32,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--identity", metavar="DIR",
         help="where Envoy finds this workload's certificate, key and bundle (default: the policy's mesh.identity, else /run/identity)",
     )
+    parser.add_argument(
+        "--inbound", type=_address, metavar="HOST:PORT",
+        help="make the Envoy before a service instead of the one beside a caller: `inbound` of the policy, for the service at HOST:PORT",
+    )
+    parser.add_argument("--http2", action="store_true", help="with --inbound: the service speaks HTTP/2, as gRPC does")
+    parser.add_argument(
+        "--secrets", metavar="DIR",
+        help="write there where the certificates are (SDS), so that Envoy reads them anew whenever they are renewed; DIR must stay",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="write there, not to stdout; .json as JSON, anything else as YAML")
     parser.add_argument("--json", action="store_true", help="write JSON")
     parser.add_argument("--strict", action="store_true", help="refuse a policy of which Envoy does anything otherwise than the library")
@@ -39,14 +48,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Translate one file."""
-    from resilmesh.envoy.tls import IdentityFiles
-    from resilmesh.envoy.translate import translate
     from resilmesh.errors import PolicyError
     from resilmesh.policy.check import check
     from resilmesh.policy.load import load_file
 
     if options.listen == options.admin and options.listen[1] != 0:
         print(f"--listen and --admin are the same, {options.listen[0]}:{options.listen[1]}", file=sys.stderr)
+        return 2
+    if options.http2 and options.inbound is None:
+        print("--http2 goes with --inbound: of the services that are called, `protocol` says it", file=sys.stderr)
         return 2
     try:
         loaded = load_file(options.file)
@@ -58,23 +68,47 @@ def run(options: argparse.Namespace) -> int:
         print(diagnostic, file=sys.stderr)
     if any(diagnostic.severity == "error" for diagnostic in found):
         return 1
-    identity = None if options.identity is None else IdentityFiles.in_directory(options.identity)
-    translation = translate(loaded.policy, listen=options.listen, admin=options.admin, identity=identity)
-    _show(translation.notes, loaded)
-    if options.strict and translation.notes:
-        count = len(translation.notes)
+    bootstrap, notes = _translated(options, loaded)
+    _show(notes, loaded)
+    if options.strict and notes:
+        count = len(notes)
         print(f"{loaded.source}: refused: {count} difference{'s' if count > 1 else ''}, and --strict allows none", file=sys.stderr)
         return 1
-    text = _json(translation.bootstrap) if _wants_json(options) else _yaml(translation.bootstrap)
-    if options.output is None:
-        sys.stdout.write(text)
-        return 0
     try:
-        Path(options.output).write_text(text, encoding="utf-8")
+        if options.secrets is not None:
+            bootstrap = _with_secrets(bootstrap, options.secrets)
+        text = _json(bootstrap) if _wants_json(options) else _yaml(bootstrap)
+        if options.output is None:
+            sys.stdout.write(text)
+        else:
+            Path(options.output).write_text(text, encoding="utf-8")
     except OSError as error:
-        print(f"cannot write {options.output}: {error.strerror}", file=sys.stderr)
+        print(f"cannot write {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
+
+
+def _translated(options: argparse.Namespace, loaded: Loaded) -> tuple[dict[str, Any], list[Note]]:
+    from resilmesh.envoy.ingress import ingress
+    from resilmesh.envoy.notes import notes_on_inbound
+    from resilmesh.envoy.tls import IdentityFiles
+    from resilmesh.envoy.translate import translate
+
+    policy = loaded.policy
+    identity = None if options.identity is None else IdentityFiles.in_directory(options.identity)
+    if options.inbound is None:
+        made = translate(policy, listen=options.listen, admin=options.admin, identity=identity)
+        return made.bootstrap, made.notes
+    bootstrap = ingress(
+        policy, options.inbound, listen=options.listen, admin=options.admin, identity=identity, http2=options.http2)
+    return bootstrap, notes_on_inbound(policy)
+
+
+def _with_secrets(bootstrap: dict[str, Any], folder: str) -> dict[str, Any]:
+    from resilmesh.envoy.sds import rotating
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return rotating(bootstrap, folder)
 
 
 def _address(text: str) -> tuple[str, int]:

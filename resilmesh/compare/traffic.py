@@ -5,7 +5,7 @@ It is run as a script and imports only the standard library, then the client (``
 what is compared.
 
     stdin   the job: one line of JSON, see ``Job``
-    stdout  {"startup": seconds} once a first call was answered
+    stdout  {"startup": seconds}, until a first call was answered, once all is warm
     stdin   the monotonic second at which to begin
     stdout  ``Told``: what became of every call, what it took, what the library says it did
 
@@ -274,12 +274,14 @@ class Run:
 def drive(job: Job) -> None:
     """The whole of a blocking client's process."""
     application = Application(job)
+    startup = 0.0
     for number in range(job.warm_up):
         # An endpoint may refuse even these, by script.
         with contextlib.suppress(application.failure):
             application.warm_up(number)
         if number == 0:
-            _say({"startup": time.monotonic() - job.spawned})
+            startup = time.monotonic() - job.spawned
+    _say({"startup": startup})
     run = Run(application, job, _begin())
     cpu = time.process_time()
     threads = [threading.Thread(target=run.work) for _ in range(job.workers - 1)]
@@ -296,11 +298,13 @@ def drive(job: Job) -> None:
 async def drive_async(job: Job) -> None:
     """The whole of an asynchronous client's process."""
     application = Application(job)
+    startup = 0.0
     for number in range(job.warm_up):
         with contextlib.suppress(application.failure):
             await application.warm_up(number)
         if number == 0:
-            _say({"startup": time.monotonic() - job.spawned})
+            startup = time.monotonic() - job.spawned
+    _say({"startup": startup})
     run = Run(application, job, _begin())
     cpu = time.process_time()
     await asyncio.gather(*(run.work_async() for _ in range(job.workers)))

@@ -51,6 +51,11 @@ def notes_on(policy: Policy) -> list[Note]:
     return list(dict.fromkeys(found))
 
 
+def notes_on_inbound(policy: Policy) -> list[Note]:
+    """What an Envoy before the service does otherwise: the part of the policy that ``ingress`` translates."""
+    return [] if policy.inbound is None else list(_in_block(policy.inbound, ("inbound",), grpc=False))
+
+
 def _in_block(block: Block, path: Path, grpc: bool) -> Iterator[Note]:
     """Differences of the fields that are written, and of blocks that are in force without being written."""
     for name, info in type(block).model_fields.items():

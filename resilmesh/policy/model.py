@@ -48,13 +48,13 @@ from resilmesh.policy.fields import (
     Name,
     approximates,
     field,
+    library_only,
     maps_to,
     shaped,
     shorthand_for,
 )
 from resilmesh.policy.identity import FederatedBundle, IdentitySource, Tls, TrustDomain
 from resilmesh.policy.inbound import (
-    NO_INGRESS,
     AuthorizationPolicy,
     AuthorizationRule,
     Condition,
@@ -263,4 +263,7 @@ class Policy(Block):
     mesh: MeshBlock = field("The process as a whole.", factory=MeshBlock)
     defaults: Defaults = field("Blocks for every service that does not have its own.", factory=Defaults)
     services: list[Service] = field("Destinations.", factory=list)
-    inbound: Inbound | None = field("This workload as a service.", None, envoy=NO_INGRESS)
+    inbound: Inbound | None = field(
+        "This workload as a service.", None,
+        envoy=library_only("The Envoy beside a caller has none of it; `export envoy --inbound` makes the one before a service."),
+    )

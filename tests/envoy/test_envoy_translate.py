@@ -11,9 +11,11 @@ import pytest
 import resilmesh
 from resilmesh.envoy.match import claims_by_domain, split_host
 from resilmesh.envoy.process import validate
+from resilmesh.envoy.tls import IdentityFiles
 from resilmesh.envoy.translate import translate
 from resilmesh.policy.check import check
 from resilmesh.policy.load import load_text
+from tests.identity.pki import WEB, Authority
 
 Json = dict[str, Any]
 UNLIMITED = 2**32 - 1
@@ -437,10 +439,22 @@ def test_addresses_of_listener_and_admin() -> None:
 POLICIES = [*Path(__file__).parent.glob("policies/*.yaml"), *Path(resilmesh.__file__).parent.glob("compare/policies/*.yaml")]
 
 
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> IdentityFiles:
+    """Of a workload, for the policies that ask for one."""
+    made = tmp_path_factory.mktemp("identity")
+    authority = Authority()
+    leaf = authority.issue(WEB)
+    (made / "tls.crt").write_bytes(leaf.certificates_pem())
+    (made / "tls.key").write_bytes(leaf.key_pem())
+    (made / "ca.crt").write_bytes(authority.bundle.pem())
+    return IdentityFiles.in_directory(str(made))
+
+
 @pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)
-def test_a_real_envoy_accepts(path: Path) -> None:
+def test_a_real_envoy_accepts(path: Path, identity: IdentityFiles) -> None:
     loaded = load_text(path.read_bytes(), str(path))
     assert [each for each in check(loaded) if each.severity == "error"] == []
-    made = translate(loaded.policy).bootstrap
+    made = translate(loaded.policy, identity=identity).bootstrap
     assert validate(made) is None
     assert json.loads(json.dumps(made)) == made
