@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from resilmesh.drive.aio import pause
+from resilmesh.drive.aio import start
 from resilmesh.drive.context import CALLER, DEADLINE, PASSED_ON, unset
-from resilmesh.engine.call import RAISE, SLEEP, WAIT
+from resilmesh.engine.call import RAISE
 from resilmesh_grpc.server import policed as policed_in_thread
 from resilmesh_grpc.serving import HEALTH, Serving, wrapped
 
@@ -60,14 +60,7 @@ class AioServing(Serving):
         """Wait for leave to serve the call. Where there is none the call is aborted, as a handler would do it."""
         # grpc drops the generator of a stream whose caller went away, and does not close it.
         self.context.add_done_callback(lambda context: call.abandon(self.clock.monotonic()))
-        try:
-            step = call.start(self.clock.monotonic())
-            while step is SLEEP or step is WAIT:
-                step = await pause(call, step, self.clock)
-        except BaseException:
-            call.abandon(self.clock.monotonic())
-            raise
-        if step is RAISE:
+        if await start(call, self.clock) is RAISE:
             await self.context.abort(*self.refusal(call))
         drilled = self.drilled(call)
         if drilled is not None:

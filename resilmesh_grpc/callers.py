@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import grpc
 
 from resilmesh.identity.authz import InboundRequest
-from resilmesh.identity.gate import Caller, Connection, Refused
+from resilmesh.identity.gate import ACCESS_DENIED, Caller, Connection, Refused
 from resilmesh.identity.xfcc import HEADER
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 Denied = tuple[grpc.StatusCode, str]
 
-#: Envoy's words.
-_DENIED: Denied = (grpc.StatusCode.PERMISSION_DENIED, "RBAC: access denied")
-_PASSED_ON = ("traceparent", "tracestate", "baggage", "x-request-id")
+_DENIED: Denied = (grpc.StatusCode.PERMISSION_DENIED, ACCESS_DENIED)
 #: Certificates whose holder is known: a connection shows the same one with each call.
 _REMEMBERED = 1000
 
@@ -51,11 +49,6 @@ def admit(mesh: Mesh, table: Table, context: Any, method: str) -> tuple[Caller |
         principal=None if caller.identity is None else caller.identity.principal, source_ip=caller.source, remote_ip=caller.remote,
     )
     return caller, None if mesh.authorized(table, request) else _DENIED
-
-
-def passed_on(context: Any) -> tuple[tuple[str, str], ...]:
-    """The metadata that the calls of the handler have too."""
-    return tuple((name, value) for name, value in context.invocation_metadata() or () if name in _PASSED_ON)
 
 
 def _values(metadata: Any, wanted: str) -> list[str]:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from resilmesh.drive.context import DEADLINE
+from resilmesh.drive.context import DEADLINE, passed_on
 from resilmesh.engine.call import Call
 from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import Answer, Verdict, of_grpc
 from resilmesh.errors import ConcurrencyExceeded, DeadlineExceeded, InjectedFault
 from resilmesh_grpc import errors
-from resilmesh_grpc.callers import admit, passed_on
+from resilmesh_grpc.callers import admit
 from resilmesh_grpc.metadata import Headers
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Serving:
         #: Whom the call is from, and why it is not let in (its status and details; ``None``: it is).
         self.caller, self.denied = admit(mesh, table, context, method)
         #: What the calls of the handler pass on.
-        self.passed_on = passed_on(context)
+        self.passed_on = passed_on(context.invocation_metadata() or ())
         #: The deadline of what the handler calls. OBSERVE and OFF change nothing, so they set none.
         self.inside = outer = DEADLINE.get()
         remaining = context.time_remaining()

@@ -57,6 +57,18 @@ async def proceed(call: Call, step: Step, exchange: AsyncExchange, clock: Waits)
         raise
 
 
+async def start(call: Call, clock: Waits) -> Step:
+    """Start a call and do all its waiting, until it may be served (SEND) or may not (RAISE). Whatever is raised in between abandons it."""
+    try:
+        step = call.start(clock.monotonic())
+        while step is SLEEP or step is WAIT:
+            step = await pause(call, step, clock)
+    except BaseException:
+        call.abandon(clock.monotonic())
+        raise
+    return step
+
+
 async def pause(call: Call, step: Step, clock: Waits) -> Step:
     """Do the waiting that SLEEP or WAIT asks for."""
     remaining = call.wake_at - clock.monotonic()

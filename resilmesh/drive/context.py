@@ -15,7 +15,7 @@ from resilmesh.drive.system import SYSTEM
 from resilmesh.engine.plan import INFINITY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from contextvars import Token
 
     from resilmesh.clock import Clock
@@ -27,11 +27,18 @@ DEADLINE: ContextVar[float] = ContextVar("resilmesh.deadline", default=INFINITY)
 CALLER: ContextVar[Caller | None] = ContextVar("resilmesh.caller", default=None)
 #: Headers of that request that outbound calls have too, unless they have their own.
 PASSED_ON: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("resilmesh.passed_on", default=())
+#: Which ones they are: W3C Trace Context, W3C Baggage, Envoy's own.
+_TRACE_HEADERS = ("traceparent", "tracestate", "baggage", "x-request-id")
 
 
 def caller() -> Caller | None:
     """Whom the request is from that is being served; ``None``: none is, or its server has no middleware or interceptor of ours."""
     return CALLER.get()
+
+
+def passed_on(headers: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    """Those of a request's headers that ``PASSED_ON`` is to have. Names are in lower case."""
+    return tuple((name, value) for name, value in headers if name in _TRACE_HEADERS)
 
 
 def deadline() -> float:

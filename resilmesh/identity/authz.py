@@ -345,15 +345,17 @@ def _ip(attribute: str) -> Callable[[str], Test]:
     return make
 
 
+def ip_address(text: str) -> Address:
+    """An IPv4 address that came over an IPv6 socket is an IPv4 address. Raises ``ValueError``."""
+    found = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(found, "ipv4_mapped", None) or found
+
+
 def _address(text: str | None) -> Address | None:
-    """An IPv4 address that came over an IPv6 socket is an IPv4 address."""
-    if text is None:
-        return None
     try:
-        found = ipaddress.ip_address(text.partition("%")[0])
+        return None if text is None else ip_address(text)
     except ValueError:
         return None
-    return getattr(found, "ipv4_mapped", None) or found
 
 
 def _port_of_text(text: str) -> Test:

@@ -16,12 +16,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from resilmesh.identity import xfcc
-from resilmesh.identity.authz import Authorizer
+from resilmesh.identity.authz import Authorizer, ip_address
 from resilmesh.identity.spiffe import IdentityError, SpiffeId
 
 if TYPE_CHECKING:
     from resilmesh.identity.authz import Decision
     from resilmesh.policy.inbound import Inbound
+
+
+#: What is told to whom the rules do not let in: Envoy's own words.
+ACCESS_DENIED = "RBAC: access denied"
 
 
 class Connection(NamedTuple):
@@ -114,7 +118,7 @@ class Gate:
         if address is None or not self._proxies:
             return False
         try:
-            found = _address(address)
+            found = ip_address(address)
         except ValueError:
             return False
         return any(found in network for network in self._proxies if network.version == found.version)
@@ -140,15 +144,9 @@ class Gate:
         found = None
         for text in reversed([part.strip() for value in forwarded_for for part in value.split(",")]):
             try:
-                found = str(_address(text))
+                found = str(ip_address(text))
             except ValueError:
                 return found
             if not self.trusts(found):
                 return found
         return found
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An IPv4 address that came over an IPv6 socket is an IPv4 address. Raises ``ValueError``."""
-    found = ipaddress.ip_address(text.partition("%")[0])
-    return getattr(found, "ipv4_mapped", None) or found

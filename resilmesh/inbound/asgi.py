@@ -12,10 +12,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from resilmesh.drive.aio import pause
-from resilmesh.engine.call import RAISE, SLEEP, WAIT
-from resilmesh.identity.gate import Connection, Refused
-from resilmesh.inbound.serving import BODIES, Arrival, Reply, Serving
+from resilmesh.drive.aio import start
+from resilmesh.identity.gate import Connection
+from resilmesh.inbound.serving import Arrival, Reply, Serving, let_in
 
 if TYPE_CHECKING:
     from resilmesh.mesh import Mesh
@@ -49,18 +48,15 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         arrival = _arrival(scope)
-        try:
-            serving = Serving(self._mesh, arrival)
-        except Refused as refused:
-            if refused.args[0]:
-                self._mesh.turned_away(refused.args[0])
-            await _reply(scope, send, Reply(refused.status, BODIES[refused.status]))
+        serving = let_in(self._mesh, arrival)
+        if isinstance(serving, Reply):
+            await _reply(scope, send, serving)
             return
         await self._serve(_seen(scope, serving), receive, send, serving, arrival)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, serving: Serving, arrival: Arrival) -> None:
         error: BaseException | None = None
-        reply = await self._admit(serving)
+        reply = None if serving.call is None else serving.outcome(await start(serving.call, self._mesh.clock))
         if reply is not None:
             await _reply(scope, send, reply)
             return
@@ -79,20 +75,6 @@ class Middleware:
         finally:
             serving.end()
             serving.done(error)
-
-    async def _admit(self, serving: Serving) -> Reply | None:
-        """Wait for leave to serve the request; the answer where there is none."""
-        call, clock = serving.call, self._mesh.clock
-        if call is None:
-            return None
-        try:
-            step = call.start(clock.monotonic())
-            while step is SLEEP or step is WAIT:
-                step = await pause(call, step, clock)
-        except BaseException:
-            call.abandon(clock.monotonic())
-            raise
-        return serving.refusal(call) if step is RAISE else serving.drilled(call)
 
 
 def _arrival(scope: Scope) -> Arrival:

@@ -1,8 +1,9 @@
 """One HTTP request that is served, but for its waiting: what the middlewares of both kinds share.
 
     arrival      what the server knows of it
-    enter        -> the caller, the path in its one form, the engine's call; or ``Refused``
-    handler      the application is the call's one attempt
+    let_in       -> the caller, the path in its one form, the engine's call; or what is answered instead
+    outcome      after the call's waiting (``resilmesh.drive``): what is answered instead, or nothing
+    begin, end   within them the application runs, which is the call's one attempt
     responded    its status; ``done``: its end
 
 Refused by the gate (400, 403) come before the limits (429, 503), as Envoy's filters do: who may not come in uses up nothing.
@@ -14,26 +15,25 @@ from collections.abc import Mapping, Sequence
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resilmesh.drive.context import CALLER, DEADLINE, PASSED_ON, unset
-from resilmesh.engine.call import Call
+from resilmesh.drive.context import CALLER, DEADLINE, PASSED_ON, passed_on, unset
+from resilmesh.engine.call import RAISE, Call
 from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import Answer, Verdict, of_status
 from resilmesh.errors import InjectedFault
 from resilmesh.identity.authz import InboundRequest
-from resilmesh.identity.gate import Connection, Refused
+from resilmesh.identity.gate import ACCESS_DENIED, Connection, Refused
 from resilmesh.identity.paths import HostilePath, normalise
 from resilmesh.identity.xfcc import HEADER, made_of
 
 if TYPE_CHECKING:
+    from resilmesh.engine.call import Step
     from resilmesh.engine.compile import Table
     from resilmesh.errors import CallError
     from resilmesh.mesh import Mesh
 
 Headers = Sequence[tuple[str, str]]
-#: What is answered to whom is not let in: Envoy's own words.
-BODIES = {400: "", 403: "RBAC: access denied"}
-#: What a call that is served passes on to those that it makes, unless they say something else (W3C Trace Context, W3C Baggage).
-_PASSED_ON = ("traceparent", "tracestate", "baggage", "x-request-id")
+#: What is answered to whom is not let in, by the status.
+_BODIES = {400: "", 403: ACCESS_DENIED}
 #: The milliseconds that the caller will wait, by Envoy and by gRPC's clients.
 _TIMEOUT = "x-envoy-expected-rq-timeout-ms"
 
@@ -55,6 +55,17 @@ class Reply(NamedTuple):
     headers: Headers = ()
 
 
+def let_in(mesh: Mesh, arrival: Arrival) -> Serving | Reply:
+    """The request as it is served, or the answer to who may not come in."""
+    try:
+        return Serving(mesh, arrival)
+    except Refused as refused:
+        reason = str(refused)
+        if reason:
+            mesh.turned_away(reason)
+        return Reply(refused.status, _BODIES[refused.status])
+
+
 class Serving:
     """A request that was let in."""
 
@@ -64,40 +75,39 @@ class Serving:
         """Raises ``Refused``."""
         table = mesh.table
         self._clock = clock = mesh.clock
-        values = _values(arrival.headers)
-        connection = arrival.connection
-        _check(arrival, values)
-        self.caller = table.gate.caller(connection, values("x-forwarded-for"), values(HEADER))
+        by_name = _by_name(arrival.headers)
+        _check(arrival, by_name)
+        self.caller = table.gate.caller(arrival.connection, by_name.get("x-forwarded-for", ()), by_name.get(HEADER, ()))
         try:
             #: What the application is to take for the path.
             self.path = normalise(arrival.target)
         except HostilePath as error:
             raise Refused(400, f"the path cannot be used: {error}") from None
-        _authorize(mesh, table, arrival, self)
+        _authorize(mesh, table, arrival, by_name, self)
         #: What it is to take for the headers: of the caller's certificate it sees what is true, or nothing.
         self.headers = _headers(mesh, table, arrival, self)
         now = clock.monotonic()
-        self._inside = min(DEADLINE.get(), now + _seconds(values(_TIMEOUT)))
+        self._inside = min(DEADLINE.get(), now + _seconds(by_name.get(_TIMEOUT, ())))
         plan = table.inbound
         self.call = None if plan is None else Call(plan, deadline=self._inside)
         if self.call is not None and plan is not None and plan.by_value is not None:
-            self.call.values = tuple(next(iter(values(name)), None) for name in plan.by_value.headers)
+            self.call.values = tuple(by_name.get(name, (None,))[0] for name in plan.by_value.headers)
         self._responded = False
         self._tokens: tuple[Token[Any], ...] = ()
 
     # ------------------------------------------------------------------------------------------ the limits
 
-    def refusal(self, call: Call) -> Reply:
-        """The answer where the engine let nobody through."""
-        error = call.take_error()
-        if isinstance(error, InjectedFault):
-            return Reply(error.status, error.reply[1])
-        return _reply(error)
-
-    def drilled(self, call: Call) -> Reply | None:
-        """The answer of a fault that stands in the application's place; ``None``: there is none."""
+    def outcome(self, step: Step) -> Reply | None:
+        """Of the call's waiting, which ended with ``step``: the answer in the application's place; ``None``: it is to be served."""
+        call = self.call
+        if call is None:
+            return None
+        if step is RAISE:
+            error = call.take_error()
+            return Reply(error.status, error.reply[1]) if isinstance(error, InjectedFault) else _reply(error)
         if call.injected is None:
             return None
+        # A fault stands in the application's place.
         verdict, _ = of_status(call.injected)
         call.answered(self._clock.monotonic(), call.number, Answer(verdict, 0, call.injected, injected=True))
         return Reply(call.injected, InjectedFault.reply[1])
@@ -106,8 +116,7 @@ class Serving:
 
     def begin(self, arrival: Arrival) -> None:
         """What the application calls knows whom it is called for, by when it must be done, and of which trace it is part."""
-        passed_on = tuple((name, value) for name, value in arrival.headers if name in _PASSED_ON)
-        self._tokens = CALLER.set(self.caller), DEADLINE.set(self._inside), PASSED_ON.set(passed_on)
+        self._tokens = CALLER.set(self.caller), DEADLINE.set(self._inside), PASSED_ON.set(passed_on(arrival.headers))
 
     def end(self) -> None:
         """Nothing of it stays for the next request that this thread, or this task, serves."""
@@ -137,22 +146,29 @@ class Serving:
             call.answered(now, call.number, Answer(Verdict.FAILURE, 0, 500))
 
 
-def _check(arrival: Arrival, values: Any) -> None:
+def _by_name(headers: Headers) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _check(arrival: Arrival, by_name: Mapping[str, Sequence[str]]) -> None:
     """Refuse what a rule and an application would read differently. Raises ``Refused``."""
     if arrival.method != arrival.method.upper():
         # To a rule it is another method, and many a framework makes capitals of it.
         raise Refused(400, "the method is not in capitals")
-    if len(values("host")) > 1:
+    if len(by_name.get("host", ())) > 1:
         raise Refused(400, "there are two hosts")
 
 
-def _authorize(mesh: Mesh, table: Table, arrival: Arrival, serving: Serving) -> None:
+def _authorize(mesh: Mesh, table: Table, arrival: Arrival, by_name: Mapping[str, Sequence[str]], serving: Serving) -> None:
     connection, caller = arrival.connection, serving.caller
     if table.gate.authorizer is None:
         return
     server = connection.server or (None, None)
     request = InboundRequest(
-        arrival.method, serving.path, host=next(iter(_values(arrival.headers)("host")), ""), headers=_ByName(arrival.headers),
+        arrival.method, serving.path, host=by_name.get("host", ("",))[0], headers=by_name,
         principal=None if caller.identity is None else caller.identity.principal, source_ip=caller.source, remote_ip=caller.remote,
         destination_ip=server[0], destination_port=server[1], sni=connection.sni,
     )
@@ -160,35 +176,11 @@ def _authorize(mesh: Mesh, table: Table, arrival: Arrival, serving: Serving) -> 
         raise Refused(403, "")
 
 
-class _ByName(Mapping[str, Sequence[str]]):
-    """The values of each header, looked for when somebody asks for one."""
-
-    def __init__(self, headers: Headers) -> None:
-        self._headers = headers
-
-    def __getitem__(self, name: str) -> Sequence[str]:
-        found = [value for key, value in self._headers if key == name]
-        if not found:
-            raise KeyError(name)
-        return found
-
-    def __iter__(self) -> Any:
-        return iter({name for name, _ in self._headers})
-
-    def __len__(self) -> int:
-        return len({name for name, _ in self._headers})
-
-
-def _values(headers: Headers) -> Any:
-    return lambda wanted: [value for name, value in headers if name == wanted]
-
-
 def _headers(mesh: Mesh, table: Table, arrival: Arrival, serving: Serving) -> Headers:
-    connection, kept = arrival.connection, arrival.headers
-    if any(name == HEADER for name, _ in kept):
-        if table.gate.trusts(connection.source):
-            return kept
-        kept = [pair for pair in kept if pair[0] != HEADER]
+    connection = arrival.connection
+    kept = [pair for pair in arrival.headers if pair[0] != HEADER]
+    if len(kept) < len(arrival.headers) and table.gate.trusts(connection.source):
+        return arrival.headers
     if connection.peer is None or serving.caller.identity != connection.peer:
         return kept
     own = mesh.identity

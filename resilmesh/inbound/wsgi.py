@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
 
-from resilmesh.drive.sync import pause
-from resilmesh.engine.call import RAISE, SLEEP, WAIT
-from resilmesh.identity.gate import Connection, Refused
+from resilmesh.drive.sync import start
+from resilmesh.identity.gate import Connection
 from resilmesh.inbound.asgi import CONNECTION
 from resilmesh.inbound.connections import of_tls
-from resilmesh.inbound.serving import BODIES, Arrival, Reply, Serving
+from resilmesh.inbound.serving import Arrival, Reply, Serving, let_in
 
 if TYPE_CHECKING:
     from resilmesh.mesh import Mesh
@@ -45,13 +44,10 @@ class Middleware:
     def __call__(self, environ: Environment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request, or refuse it."""
         arrival = _arrival(environ)
-        try:
-            serving = Serving(self._mesh, arrival)
-        except Refused as refused:
-            if refused.args[0]:
-                self._mesh.turned_away(refused.args[0])
-            return _reply(start_response, Reply(refused.status, BODIES[refused.status]))
-        reply = self._admit(serving)
+        serving = let_in(self._mesh, arrival)
+        if isinstance(serving, Reply):
+            return _reply(start_response, serving)
+        reply = None if serving.call is None else serving.outcome(start(serving.call, self._mesh.clock))
         if reply is not None:
             return _reply(start_response, reply)
         return self._serve(environ, start_response, serving, arrival)
@@ -70,20 +66,6 @@ class Middleware:
         finally:
             serving.end()
         return Body(body, serving, arrival)
-
-    def _admit(self, serving: Serving) -> Reply | None:
-        """Wait for leave to serve the request; the answer where there is none."""
-        call, clock = serving.call, self._mesh.clock
-        if call is None:
-            return None
-        try:
-            step = call.start(clock.monotonic())
-            while step is SLEEP or step is WAIT:
-                step = pause(call, step, clock)
-        except BaseException:
-            call.abandon(clock.monotonic())
-            raise
-        return serving.refusal(call) if step is RAISE else serving.drilled(call)
 
 
 class Body:
