@@ -130,7 +130,7 @@ def _short(report: Json) -> Markup:
             "Figures of library and sidecar, by scenario and judgement", ["scenario", "question", "same", "differ", "too few to tell"],
             rows, "short",
         ),
-        _cost_in_short(report.get("cost")),
+        _cost_in_short(report.get("cost") or report.get("cost_of_mtls")),
     )
 
 
