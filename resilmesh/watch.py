@@ -8,8 +8,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 from resilmesh.errors import PolicyError
+from resilmesh.ticker import Ticker
 
 log = logging.getLogger("resilmesh")
 
@@ -30,18 +32,11 @@ class PolicyFile:
             raise ValueError(f"reload_interval is a number of seconds above 0, or None for never, not {interval!r}")
         self._apply = weakref.WeakMethod(apply)
         self._path = os.path.abspath(path)
-        self._interval = interval
         self._seen = fingerprint
         self._stat: tuple[int, ...] | None = None
         self._looking = threading.Lock()
-        self._stop = threading.Event()
-        self._start()
-
-    def _start(self) -> None:
-        if self._interval is not None:
-            # A daemon, and it holds this weakly: it keeps neither the process nor the mesh alive.
-            arguments = (weakref.ref(self), self._stop, self._interval)
-            threading.Thread(target=_poll, args=arguments, name="resilmesh-policy", daemon=True).start()
+        self._ticker = Ticker(self._tick, interval, thread="resilmesh-policy", task="looking at the policy's file", log=log)
+        self._ticker.start()
 
     @staticmethod
     def fingerprint(path: str | os.PathLike[str]) -> bytes | None:
@@ -75,6 +70,10 @@ class PolicyFile:
             self._seen = fingerprint
             return True
 
+    def _tick(self) -> None:
+        with suppress(PolicyError):  # refused: logged, counted and told by the mesh
+            self.look(_Breath())
+
     def _stat_now(self) -> tuple[int, ...] | None:
         try:
             found = os.stat(self._path)
@@ -84,14 +83,12 @@ class PolicyFile:
         return found.st_ctime_ns, found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
 
     def close(self) -> None:
-        self._stop.set()
+        self._ticker.stop()
 
     def after_fork(self) -> None:
         """The thread stayed with the parent."""
         self._looking = threading.Lock()
-        if not self._stop.is_set():
-            self._stop = threading.Event()
-            self._start()
+        self._ticker.after_fork()
 
 
 class _Breath:
@@ -110,18 +107,3 @@ class _Breath:
 
 #: Seconds of work between two rests, and of a rest: long enough for a waiting thread to wake up.
 _WORK, _REST = 0.0003, 0.0001
-
-
-def _poll(watched: weakref.ref[PolicyFile], stop: threading.Event, interval: float) -> None:
-    while not stop.wait(interval):
-        alive = watched()
-        if alive is None:
-            return
-        try:
-            alive.look(_Breath())
-        except PolicyError:
-            continue  # refused: logged, counted and told by the mesh
-        except Exception:
-            log.exception("looking at the policy's file failed; trying again")
-        finally:
-            del alive  # or this thread would keep it alive while it waits

@@ -6,13 +6,13 @@ import logging
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from resilmesh.identity.renewal import Schedule
 from resilmesh.identity.source import Source
 from resilmesh.identity.spiffe import IdentityError, SpiffeId
+from resilmesh.ticker import Ticker
 
 if TYPE_CHECKING:
     from resilmesh.identity.ca import CertificateAuthority
@@ -37,13 +37,13 @@ class AuthoritySource(Source):
         super().__init__()
         self._authority, self._spiffe_id, self._ttl, self._dns = authority, spiffe_id, ttl, tuple(dns)
         self._federated = tuple(federated)
-        self._interval, self._now = interval, now
+        self._now = now
         self._looking = threading.Lock()
-        self._stop = threading.Event()
+        self._ticker = Ticker(self.look_again, interval, thread="resilmesh-authority", task="renewing the identity", log=log)
         identity = self._issue()
         self.put(identity, now())
         self._schedule = Schedule(identity.svid, rng)
-        self._start()
+        self._ticker.start()
 
     def look_again(self) -> bool:
         """Renew if it is time, or if the authority's bundle has changed; whether another identity was put in force."""
@@ -75,31 +75,10 @@ class AuthoritySource(Source):
 
     def close(self) -> None:
         """No further renewal."""
-        self._stop.set()
-
-    def _start(self) -> None:
-        if self._interval is not None:
-            # A daemon, and it holds this weakly: it keeps neither the process nor the source alive.
-            arguments = (weakref.ref(self), self._stop, self._interval)
-            threading.Thread(target=_poll, args=arguments, name="resilmesh-authority", daemon=True).start()
+        self._ticker.stop()
 
     def after_fork(self) -> None:
         """The thread stayed with the parent."""
         super().after_fork()
         self._looking = threading.Lock()
-        if not self._stop.is_set():
-            self._stop = threading.Event()
-            self._start()
-
-
-def _poll(looked_at: weakref.ref[AuthoritySource], stop: threading.Event, interval: float) -> None:
-    while not stop.wait(interval):
-        alive = looked_at()
-        if alive is None:
-            return
-        try:
-            alive.look_again()
-        except Exception:
-            log.exception("renewing the identity failed; trying again")
-        finally:
-            del alive  # or this thread would keep it alive while it waits
+        self._ticker.after_fork()

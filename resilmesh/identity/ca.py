@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from resilmesh.identity import ca_certificates, ca_rotation
@@ -29,7 +28,7 @@ from resilmesh.identity.ca_change import Change, Keys
 from resilmesh.identity.ca_request import all_dns_names, key_digest, key_of_request
 from resilmesh.identity.ca_store import Revoked, State, Store, to_text
 from resilmesh.identity.spiffe import SCHEME, IdentityError, SpiffeId, parse_trust_domain
-from resilmesh.identity.svid import Identity, Svid, TrustBundle
+from resilmesh.identity.svid import Chain, Identity, Svid, TrustBundle
 from resilmesh.units import format_duration
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -51,30 +50,11 @@ def system_clock() -> datetime.datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(Chain):
     """A new certificate with those up to the root, the leaf first, and the bundle that vouches for it."""
 
     chain: tuple[x509.Certificate, ...]
     bundle: TrustBundle
-
-    @property
-    def leaf(self) -> x509.Certificate:
-        """The new certificate."""
-        return self.chain[0]
-
-    @property
-    def not_before(self) -> float:
-        """When it begins to be good, in seconds since the epoch."""
-        return self.leaf.not_valid_before_utc.timestamp()
-
-    @property
-    def not_after(self) -> float:
-        """When it ends: before its intermediate does."""
-        return self.leaf.not_valid_after_utc.timestamp()
-
-    def chain_pem(self) -> bytes:
-        """The certificates, the leaf first."""
-        return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in self.chain)
 
 
 class Entry(NamedTuple):

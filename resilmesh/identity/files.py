@@ -10,13 +10,13 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Self
 
 from resilmesh.identity.source import Source
 from resilmesh.identity.spiffe import IdentityError, parse_trust_domain
 from resilmesh.policy.identity_files import FEDERATED, FILE_NAMES
+from resilmesh.ticker import Ticker
 
 if TYPE_CHECKING:
     from resilmesh.identity.svid import Identity
@@ -44,12 +44,11 @@ class FileSource(Source):
         self._directory: str | None = None
         self._password = password
         self._now = now
-        self._interval = interval
         self._seen: object = None
         self._looking = threading.Lock()
-        self._stop = threading.Event()
+        self._ticker = Ticker(self.reload, interval, thread="resilmesh-identity", task="looking at the identity's files", log=log)
         self.reload()
-        self._start()
+        self._ticker.start()
 
     @classmethod
     def of_directory(
@@ -96,7 +95,7 @@ class FileSource(Source):
 
     def close(self) -> None:
         """No further look."""
-        self._stop.set()
+        self._ticker.stop()
 
     def _paths(self) -> list[str]:
         return [self._certificate, self._key, self._bundle, *self._federated.values()]
@@ -118,19 +117,11 @@ class FileSource(Source):
         except IdentityError as error:
             raise IdentityError(f"{self._certificate}: {error}") from None
 
-    def _start(self) -> None:
-        if self._interval is not None:
-            # A daemon, and it holds this weakly: it keeps neither the process nor the source alive.
-            arguments = (weakref.ref(self), self._stop, self._interval)
-            threading.Thread(target=_poll, args=arguments, name="resilmesh-identity", daemon=True).start()
-
     def after_fork(self) -> None:
         """The thread stayed with the parent."""
         super().after_fork()
         self._looking = threading.Lock()
-        if not self._stop.is_set():
-            self._stop = threading.Event()
-            self._start()
+        self._ticker.after_fork()
 
 
 def _content(path: str) -> bytes:
@@ -143,16 +134,3 @@ def _federated(directory: Path) -> dict[str, str]:
     if not os.path.isdir(found):
         return {}
     return {name.removesuffix(".pem"): os.path.join(found, name) for name in sorted(os.listdir(found)) if name.endswith(".pem")}
-
-
-def _poll(looked_at: weakref.ref[FileSource], stop: threading.Event, interval: float) -> None:
-    while not stop.wait(interval):
-        alive = looked_at()
-        if alive is None:
-            return
-        try:
-            alive.reload()
-        except Exception:
-            log.exception("looking at the identity's files failed; trying again")
-        finally:
-            del alive  # or this thread would keep it alive while it waits

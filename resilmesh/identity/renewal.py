@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from resilmesh.identity.spiffe import IdentityError
 
 if TYPE_CHECKING:
-    from resilmesh.identity.svid import Lives
+    from resilmesh.identity.svid import Chain
 
 #: Seconds between two looks at the bundle, and at the clock: a machine that was asleep finds itself late.
 LOOK = 30.0
@@ -19,13 +19,13 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 class Schedule:
     """When to renew what was issued. Times are seconds since the epoch; ``rng`` gives from 0 to 1."""
 
-    def __init__(self, issued: Lives, rng: Callable[[], float]) -> None:
+    def __init__(self, issued: Chain, rng: Callable[[], float]) -> None:
         self._rng = rng
         self._due = self._quiet_until = 0.0
         self._failures = 0
         self.renewed(issued)
 
-    def renewed(self, issued: Lives) -> None:
+    def renewed(self, issued: Chain) -> None:
         """It was: from the beginning."""
         from resilmesh.identity.svid import renew_at
 
@@ -48,7 +48,7 @@ class Schedule:
 
 
 def keep_fresh(
-    issued: Lives, renew: Callable[[], Lives], stale: Callable[[], bool], *, wait: Callable[[float], object], now: Callable[[], float],
+    issued: Chain, renew: Callable[[], Chain], stale: Callable[[], bool], *, wait: Callable[[float], object], now: Callable[[], float],
     rng: Callable[[], float], say: Callable[[str], object],
 ) -> None:
     """Renew for as long as nothing but ``IdentityError`` and ``OSError`` is raised; these are said, and tried again.

@@ -11,7 +11,7 @@ import datetime
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -27,8 +27,36 @@ T = TypeVar("T", bound=x509.ExtensionType)
 _WEAK = (hashes.MD5, hashes.SHA1)
 
 
+class Chain:
+    """A certificate with those up to a root."""
+
+    __slots__ = ()
+
+    chain: tuple[x509.Certificate, ...]
+    """The leaf first."""
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The certificate that proves the ID."""
+        return self.chain[0]
+
+    @property
+    def not_before(self) -> float:
+        """When it begins to be good, in seconds since the epoch."""
+        return self.leaf.not_valid_before_utc.timestamp()
+
+    @property
+    def not_after(self) -> float:
+        """When it ends: with the first certificate of its chain that does."""
+        return min(each.not_valid_after_utc.timestamp() for each in self.chain)
+
+    def chain_pem(self) -> bytes:
+        """The certificates, the leaf first."""
+        return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in self.chain)
+
+
 @dataclass(frozen=True, slots=True)
-class Svid:
+class Svid(Chain):
     """A workload's certificate, the certificates up to a root, and the private key. Made by ``Svid.from_pem``.
 
     A ``repr`` shows no key.
@@ -61,28 +89,9 @@ class Svid:
         return cls(spiffe_id, tuple(chain), key)
 
     @property
-    def leaf(self) -> x509.Certificate:
-        """The certificate that proves the ID."""
-        return self.chain[0]
-
-    @property
-    def not_before(self) -> float:
-        """When it begins to be good, in seconds since the epoch."""
-        return self.leaf.not_valid_before_utc.timestamp()
-
-    @property
-    def not_after(self) -> float:
-        """When it ends: with the first certificate of its chain that does."""
-        return min(each.not_valid_after_utc.timestamp() for each in self.chain)
-
-    @property
     def dns_names(self) -> tuple[str, ...]:
         """Its DNS SANs."""
         return dns_names(self.leaf)
-
-    def chain_pem(self) -> bytes:
-        """The certificates, the leaf first."""
-        return b"".join(each.public_bytes(serialization.Encoding.PEM) for each in self.chain)
 
     def key_pem(self) -> bytes:
         """The key, in the clear: not to be written anywhere that others can read."""
@@ -94,23 +103,13 @@ class Svid:
         return f"<Svid {self.id} until {_text(self.leaf.not_valid_after_utc)}>"
 
 
-class Lives(Protocol):
-    """What has a beginning and an end, in seconds since the epoch."""
-
-    @property
-    def not_before(self) -> float: ...
-
-    @property
-    def not_after(self) -> float: ...
-
-
-def renew_at(svid: Lives, rng: Callable[[], float]) -> float:
+def renew_at(issued: Chain, rng: Callable[[], float]) -> float:
     """When to renew it, in seconds since the epoch: half-way through its life, ten percent earlier or later.
 
     ``rng``: from 0 to 1. A fleet that was started together would otherwise ask its authority together for ever; and the second half
     is for renewals that fail.
     """
-    return svid.not_before + (svid.not_after - svid.not_before) * 0.5 * (0.9 + 0.2 * rng())
+    return issued.not_before + (issued.not_after - issued.not_before) * 0.5 * (0.9 + 0.2 * rng())
 
 
 @dataclass(frozen=True, slots=True)

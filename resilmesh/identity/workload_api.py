@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilmesh.identity.source import Source
 from resilmesh.identity.spiffe import IdentityError
+from resilmesh.ticker import Ticker
 
 if TYPE_CHECKING:
     from resilmesh.identity.svid import Identity
@@ -36,13 +37,12 @@ class WorkloadApiSource(Source):
         super().__init__()
         self._address = address
         self._now = now
-        self._look_every = look
         self._arrived = threading.Event()
-        self._stop = threading.Event()
+        self._ticker = Ticker(self.look_after, look, thread="resilmesh-identity", task="listening to the Workload API", log=log)
         #: The client and what ends its stream; ``None``: the stream has ended, and is begun anew at the next look.
         self._stream: tuple[Any, Any] | None = None
         self._begin()
-        self._watch()
+        self._ticker.start()
         if not self._arrived.wait(timeout):
             self.close()
             why = self._problem or "it says nothing: is the agent running, and is this workload registered with it?"
@@ -50,24 +50,18 @@ class WorkloadApiSource(Source):
 
     def close(self) -> None:
         """Listen no more."""
-        self._stop.set()
+        self._ticker.stop()
         self._end()
 
     def after_fork(self) -> None:
         """The stream and the threads stayed with the parent."""
         super().after_fork()
         self._stream = None
-        if not self._stop.is_set():
-            self._stop = threading.Event()
+        if not self._ticker.stopped:
             self._begin()
-            self._watch()
+        self._ticker.after_fork()
 
     # ------------------------------------------------------------------------------------------ the stream
-
-    def _watch(self) -> None:
-        # A daemon, and it holds this weakly, as the stream does: neither keeps the process or the source alive.
-        arguments = (weakref.ref(self), self._stop, self._look_every)
-        threading.Thread(target=_look, args=arguments, name="resilmesh-identity", daemon=True).start()
 
     def _begin(self) -> None:
         try:
@@ -137,16 +131,3 @@ def _tell(method: weakref.WeakMethod[Any], what: Any) -> None:
 def _close(client: Any, handle: Any) -> None:
     handle.cancel()
     client.close()
-
-
-def _look(looked_at: weakref.ref[WorkloadApiSource], stop: threading.Event, interval: float) -> None:
-    while not stop.wait(interval):
-        alive = looked_at()
-        if alive is None:
-            return
-        try:
-            alive.look_after()
-        except Exception:
-            log.exception("listening to the Workload API failed; trying again")
-        finally:
-            del alive  # or this thread would keep it alive while it waits
