@@ -66,6 +66,25 @@ def _for_one(plan: Plan, identity: Identity, name: str) -> Secured:
     return Secured(grpc.ssl_channel_credentials(roots, *own), identity, name)
 
 
+#: How grpc's core says that a certificate was refused.
+_REFUSALS = ("Hostname Verification Check failed", "CERTIFICATE_VERIFY_FAILED")
+
+
+def explain(error: Any, plan: Plan) -> None:
+    """Have grpc's error for a certificate that it refused say what the service was to prove: a note of the exception (PEP 678)."""
+    from resilmesh.identity.spiffe import SpiffeId, dns_name
+
+    tls = plan.tls
+    details = error.details() or ""
+    if tls is None or not isinstance(error, BaseException) or not any(refusal in details for refusal in _REFUSALS):
+        return
+    expected = [f"the DNS SAN {each}" for each in sorted(tls.dns_sans)] or [
+        f"{each}, by the DNS SAN {dns_name(SpiffeId.parse(each))}" for each in sorted(tls.identities)
+    ]
+    if expected:
+        error.add_note(f"resilmesh: the certificate of {plan.service} is refused; to be proved is {' or '.join(expected)}")
+
+
 def not_ours(plan: Plan) -> Exception:
     """Why a call is refused on a channel that somebody else has made."""
     return _impossible(plan, "the policy asks for TLS, which cannot be added to a channel that is there: use resilmesh_grpc.channel")

@@ -22,7 +22,7 @@ from resilmesh.errors import CallError, DeadlineExceeded, Forbidden, InjectedFau
 from resilmesh.mesh import Mesh
 from resilmesh.units import format_duration
 from resilmesh_grpc import classify
-from resilmesh_grpc.credentials import not_ours, secured
+from resilmesh_grpc.credentials import explain, not_ours, secured
 from resilmesh_grpc.errors import in_dialect, of_fault
 from resilmesh_grpc.metadata import Headers, changed
 from resilmesh_grpc.subchannels import Method
@@ -276,6 +276,8 @@ class Exchange:
         """Any other status. ``error`` is grpc's, with the methods of a call that is over; ``struck``: we cancelled it, at its time."""
         code = error.code()
         self.error = error
+        if self.plan.tls is not None and code is grpc.StatusCode.UNAVAILABLE:
+            explain(error, self.plan)
         expired = code is grpc.StatusCode.DEADLINE_EXCEEDED and self.caller.clock.monotonic() >= self.until
         if struck or expired:
             self.call.idempotent = self._harmless()

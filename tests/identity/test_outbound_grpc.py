@@ -98,6 +98,8 @@ def test_a_service_that_does_not_prove_who_it_is_gets_no_call(way: str, make: Ca
             buy(mesh, way)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert service.seen == []
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"resilmesh: the certificate of shop is refused; to be proved is {INVENTORY}, by the DNS SAN ")
 
 
 @ways
