@@ -14,6 +14,7 @@ of a request.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import tempfile
 import threading
@@ -92,7 +93,11 @@ ANYBODY = Accepted()
 
 
 class _Verifies:
-    """Refuses the peer at the end of the handshake. Of ``ssl.SSLObject`` and ``ssl.SSLSocket``."""
+    """Refuses the peer at the end of the handshake. Of ``ssl.SSLObject`` and ``ssl.SSLSocket``.
+
+    OpenSSL makes a handshake that nobody asked for on the first read or write (``do_handshake_on_connect=False``). So these ask for it:
+    no byte of a peer is read, and none is sent to it, before it was looked at.
+    """
 
     #: The SPIFFE ID that the other side has proved.
     peer: SpiffeId | None = None
@@ -101,8 +106,26 @@ class _Verifies:
     context: Any
     server_hostname: Any
     _sslobj: Any
+    _proven = False
 
     def do_handshake(self, *arguments: Any) -> None:
+        """As of any connection, and verify who it is with."""
+        self._shake_hands(*arguments)
+        self._proven = True
+
+    def read(self, *arguments: Any) -> Any:
+        """As of any connection, once it is known who it is with."""
+        if not self._proven and self._sslobj is not None:
+            self.do_handshake()
+        return super().read(*arguments)  # type: ignore[misc]  # a mixin: the classes below have it
+
+    def write(self, *arguments: Any) -> Any:
+        """As ``read``."""
+        if not self._proven and self._sslobj is not None:
+            self.do_handshake()
+        return super().write(*arguments)  # type: ignore[misc]  # likewise
+
+    def _shake_hands(self, *arguments: Any) -> None:
         context: _Context = self.context
         try:
             super().do_handshake(*arguments)  # type: ignore[misc]  # a mixin: the classes below have it
@@ -141,6 +164,24 @@ class _Object(_Verifies, ssl.SSLObject):
 class _Socket(_Verifies, ssl.SSLSocket):
     """A blocking connection."""
 
+    do_handshake_on_connect: bool
+    suppress_ragged_eofs: bool
+
+    def send(self, *arguments: Any) -> int:
+        """As ``read``; of a socket ``sendall`` and ``sendfile`` come here, and ``write`` does not."""
+        if not self._proven and self._sslobj is not None:
+            self.do_handshake()
+        return super().send(*arguments)
+
+    def accept(self) -> tuple[ssl.SSLSocket, Any]:
+        """As of any listening socket; what is accepted has the newest identity, not the one of when listening began."""
+        accepted, address = socket.socket.accept(self)
+        context: Any = self.context
+        return context.live.wrap_socket(
+            accepted, server_side=True, do_handshake_on_connect=self.do_handshake_on_connect,
+            suppress_ragged_eofs=self.suppress_ragged_eofs,
+        ), address
+
 
 _STRANGER = "no authority that is trusted vouches for it"
 #: By OpenSSL's ``X509_V_ERR_...``, which may be about a certificate above the leaf.
@@ -175,6 +216,8 @@ class _Context(ssl.SSLContext):
     accepted: Accepted
     now: Callable[[], float]
     serves: bool
+    #: Of which it is one.
+    live: LiveContext
 
     @classmethod
     def of(
@@ -249,6 +292,7 @@ class LiveContext(ssl.SSLContext):
                     identity, self._accepted, serves=self._serves, proves=self._proves, requires=self._requires, now=self._now,
                     alpn=self._alpn,
                 )
+                made.live = self
         except IdentityError as error:
             raise NoIdentity(str(error)) from None
         return made

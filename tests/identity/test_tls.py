@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import socket
 import ssl
@@ -341,3 +342,69 @@ def test_old_versions_of_tls_are_refused() -> None:
     with serving(server_context(ROOT.identity(INVENTORY))) as (port, service):
         assert isinstance(call(caller, port).error, ssl.SSLError)
     assert service.received == b""
+
+
+# ------------------------------------------------------------------------------------- a handshake that is put off
+
+PUT_OFF: dict[str, Callable[[Any], Any]] = {
+    "sendall": lambda secured: secured.sendall(b"request"), "send": lambda secured: secured.send(b"request"),
+    "write": lambda secured: secured.write(b"request"), "recv": lambda secured: secured.recv(10),
+    "recv_into": lambda secured: secured.recv_into(bytearray(10)), "read": lambda secured: secured.read(10),
+    "makefile": lambda secured: secured.makefile("rb").read(1),
+}
+
+
+@pytest.mark.parametrize("first", PUT_OFF)
+def test_a_handshake_that_is_put_off_is_made_before_a_byte_is_sent_or_read(first: str) -> None:
+    """OpenSSL would make it by itself, and ask nobody who it is with."""
+    with serving(server_context(ROOT.identity(WEB))) as (port, seen), socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        secured = client_context(ROOT.identity(WEB)).wrap_socket(plain, server_hostname="x", do_handshake_on_connect=False)
+        for _ in range(2):  # who goes on after the refusal is refused again
+            with pytest.raises(PeerRefused, match=f"it is {WEB}, and {INVENTORY} is expected"):
+                PUT_OFF[first](secured)
+        secured.close()
+    assert seen.received == b""
+
+
+def test_and_a_server_knows_its_caller_then() -> None:
+    context, answered = server_context(ROOT.identity(INVENTORY)), []
+
+    def serve() -> None:
+        accepted, _ = listener.accept()
+        with accepted, context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False) as secured:
+            answered.append((secured.recv(10), secured.peer))  # type: ignore[attr-defined]  # of our own kind
+            secured.sendall(b"hello")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        seen = call(client_context(ROOT.identity(WEB)), listener.getsockname()[1])
+        thread.join(10)
+    assert answered == [(b"request", SpiffeId.parse(WEB))]
+    assert seen.received == b"hello"
+
+
+def test_in_memory_likewise() -> None:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server_in, server_out = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context(ROOT.identity(WEB)).wrap_bio(incoming, outgoing, server_hostname="x")
+    server = server_context(ROOT.identity(WEB)).wrap_bio(server_in, server_out, server_side=True)
+
+    def refused() -> bool:
+        try:
+            client.write(b"request")
+        except ssl.SSLWantReadError:
+            return False
+        except PeerRefused:
+            return True
+        raise AssertionError("sent to whom it is not for")
+
+    for _ in range(10):
+        if refused():
+            break
+        server_in.write(outgoing.read())
+        with contextlib.suppress(ssl.SSLWantReadError):
+            assert server.read() == b"never"
+        incoming.write(server_out.read())
+    else:
+        raise AssertionError("the handshake did not end")
