@@ -51,9 +51,11 @@ def normalise(target: str) -> str:
     found = _FORBIDDEN.search(path)
     if found is not None:
         raise HostilePath(f"the character {found[0]!a} stands in it")
-    if _TWICE.search(path):
+    unescaped = _unescaped(path)
+    # Not before: of `%25%32%66` it is only then to be seen.
+    if _TWICE.search(unescaped):
         raise HostilePath("an escape in it is escaped again")
-    return _merged(_resolved(_unescaped(path)))
+    return _merged(_resolved(unescaped))
 
 
 def _unescaped(path: str) -> str:

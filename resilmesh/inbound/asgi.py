@@ -3,7 +3,8 @@
     app = resilmesh.inbound.asgi.Middleware(app, mesh)
 
 It is the outermost of all middlewares: what stands above it sees requests that it would refuse. Who the caller is it learns from
-``resilmesh.inbound.uvicorn``, or from what else puts a ``Connection`` into the scope; other servers tell nobody (docs/how-to/inbound-servers.md).
+``resilmesh.inbound.uvicorn``, or from what else puts a ``Connection`` into the scope; other servers tell nobody
+(docs/how-to/inbound-servers.md).
 """
 
 from __future__ import annotations
