@@ -55,24 +55,26 @@ def run(options: argparse.Namespace) -> int:
 def _answer(loaded: Loaded, options: argparse.Namespace) -> dict[str, Any]:
     """What ``--json`` prints."""
     from resilmesh.identity.authz import Authorizer, InboundRequest
-    from resilmesh.identity.gate import Connection, Gate, Refused
+    from resilmesh.identity.gate import Connection, Gate, Refused, check_one_meaning
     from resilmesh.identity.paths import HostilePath, normalise
 
     inbound = loaded.policy.inbound
     caller = options.caller
     asked: dict[str, Any] = {"method": options.method, "path": options.path, "as": None if caller is None else str(caller)}
+    headers: dict[str, list[str]] = {}
+    for name, value in options.header:
+        headers.setdefault(name, []).append(value)
+    hosts = [*([] if options.host is None else [options.host]), *headers.get("host", ())]
     try:
+        check_one_meaning(options.method, hosts)
         identity = Gate(inbound).caller(Connection(options.source_ip, caller), [], []).identity
         asked["path"] = normalise(options.path)
     except (Refused, HostilePath) as refused:
         status = refused.status if isinstance(refused, Refused) else 400
         reason = str(refused) if isinstance(refused, Refused) else f"the path cannot be used: {refused}"
         return {"allowed": False, "status": status, **asked, **_rule(loaded, None), "reason": reason, "audited": [], "shadow": None}
-    headers: dict[str, list[str]] = {}
-    for name, value in options.header:
-        headers.setdefault(name, []).append(value)
     decision = Authorizer((inbound and inbound.authorization) or ()).decide(InboundRequest(
-        options.method, asked["path"], host=options.host or next(iter(headers.get("host", ())), ""), headers=headers,
+        options.method, asked["path"], host=next(iter(hosts), ""), headers=headers,
         principal=None if identity is None else identity.principal, source_ip=options.source_ip, remote_ip=options.remote_ip,
         destination_ip=options.destination_ip, destination_port=options.port, sni=options.sni,
     ))

@@ -63,6 +63,15 @@ class Refused(Exception):
         self.status = status
 
 
+def check_one_meaning(method: str, hosts: Sequence[str]) -> None:
+    """Refuse what a rule and an application would read differently. Raises ``Refused``."""
+    if method != method.upper():
+        # To a rule it is another method, and many a framework makes capitals of it.
+        raise Refused(400, "the method is not in capitals")
+    if len(hosts) > 1:
+        raise Refused(400, "there are two hosts")
+
+
 class Verdicts:
     """What was decided so far. One per mesh: it survives a new policy."""
 

@@ -21,7 +21,7 @@ from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import Answer, Verdict, of_status
 from resilmesh.errors import InjectedFault
 from resilmesh.identity.authz import InboundRequest
-from resilmesh.identity.gate import ACCESS_DENIED, Connection, Refused
+from resilmesh.identity.gate import ACCESS_DENIED, Connection, Refused, check_one_meaning
 from resilmesh.identity.paths import HostilePath, normalise
 from resilmesh.identity.xfcc import HEADER, made_of
 
@@ -76,7 +76,7 @@ class Serving:
         table = mesh.table
         self._clock = clock = mesh.clock
         by_name = _by_name(arrival.headers)
-        _check(arrival, by_name)
+        check_one_meaning(arrival.method, by_name.get("host", ()))
         self.caller = table.gate.caller(arrival.connection, by_name.get("x-forwarded-for", ()), by_name.get(HEADER, ()))
         try:
             #: What the application is to take for the path.
@@ -151,15 +151,6 @@ def _by_name(headers: Headers) -> dict[str, list[str]]:
     for name, value in headers:
         found.setdefault(name, []).append(value)
     return found
-
-
-def _check(arrival: Arrival, by_name: Mapping[str, Sequence[str]]) -> None:
-    """Refuse what a rule and an application would read differently. Raises ``Refused``."""
-    if arrival.method != arrival.method.upper():
-        # To a rule it is another method, and many a framework makes capitals of it.
-        raise Refused(400, "the method is not in capitals")
-    if len(by_name.get("host", ())) > 1:
-        raise Refused(400, "there are two hosts")
 
 
 def _authorize(mesh: Mesh, table: Table, arrival: Arrival, by_name: Mapping[str, Sequence[str]], serving: Serving) -> None:

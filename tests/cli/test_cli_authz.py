@@ -68,6 +68,16 @@ def test_a_hostile_path(policy: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert answer["reason"] == "the path cannot be used: a slash in it is escaped"
 
 
+@pytest.mark.parametrize(("words", "reason"), [
+    (["get", "/items"], "the method is not in capitals"), (["--host", "a", "--header", "Host=b", "GET", "/items"], "there are two hosts"),
+])
+def test_what_is_read_in_two_ways(policy: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the middlewares answer it."""
+    assert main(["authz", "check", "--policy", str(policy), "--as", WEB, "--json", *words]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["status"], answer["reason"]) == (400, reason)
+
+
 def test_strict_without_an_identity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("apiVersion: resilmesh/v1\ninbound: {mtls: STRICT}\n")
