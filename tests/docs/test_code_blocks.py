@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,21 @@ def run(page: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(HERE / "page.py"), str(page)], capture_output=True, text=True, check=False, timeout=300)
 
 
+Running = dict[Path, Future[subprocess.CompletedProcess[str]]]
+
+
+@pytest.fixture(scope="module")
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """The pages that were chosen, two at a time: each is a process that mostly waits."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.originalname == "test_page"]
+    pool = ThreadPoolExecutor(2)
+    yield {page: pool.submit(run, page) for page in (item.callspec.params["page"] for item in items)}
+    pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_page(page: Path) -> None:
-    done = run(page)
+def test_page(page: Path, running: Running) -> None:
+    done = running[page].result()
     assert done.returncode == 0, done.stderr
 
 

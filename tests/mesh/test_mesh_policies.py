@@ -365,4 +365,4 @@ class TestConfigured:
         first = resilmesh.configure(path, reload_interval=0.01)
         with resilmesh.configure(path, reload_interval=0.01):
             assert first._watch is not None
-            assert first._watch._stop.is_set()
+            assert first._watch._ticker.stopped
