@@ -26,6 +26,7 @@ from resilmesh.engine.plan import INBOUND
 from resilmesh.engine.store import Store
 from resilmesh.errors import Forbidden, PolicyError, UnknownService
 from resilmesh.state.breaker import Force
+from resilmesh.state.ledger import Ledger
 from resilmesh.watch import PolicyFile
 
 if TYPE_CHECKING:
@@ -130,8 +131,10 @@ class Mesh:
         self._verdicts: Verdicts
         self._seeded = seed is not None
         self._rng = Random(seed)  # noqa: S311  # jitter and drills, not secrets
-        self._hub = Hub()
-        self._store = Store()
+        #: Where everything that is counted is kept.
+        self.ledger = Ledger()
+        self._hub = Hub(self.ledger)
+        self._store = Store(self.ledger)
         self._applying = threading.Lock()
         self._injections: tuple[Injection, ...] = ()
         self._guarded: set[tuple[str, str | None]] = set()
@@ -246,10 +249,10 @@ class Mesh:
         now = self.clock.monotonic()
         if refusal is not None:
             log.error("policy refused, revision %d stays in force:\n%s", self._revision, refusal)
-            self._hub.emit(now, "policy_refused", error=str(refusal))
+            self._hub.report(now, "policy_refused", error=str(refusal))
             raise refusal
         log.info("policy applied as revision %d", self._revision)
-        self._hub.emit(now, "policy_applied", revision=self._revision)
+        self._hub.report(now, "policy_applied", revision=self._revision)
         return self._revision
 
     def _compile(self, loaded: Loaded, pause: Callable[[], None] = lambda: None) -> None:
@@ -288,7 +291,7 @@ class Mesh:
             with self._applying:
                 # The same policy in a new table: whatever keeps connections sees that, and begins new ones.
                 self._swap(self.table.policy)
-        self._hub.emit(self.clock.monotonic(), event, **facts)
+        self._hub.report(self.clock.monotonic(), event, **facts)
 
     def _swap(self, policy: Policy, pause: Callable[[], None] = lambda: None) -> None:
         """Compile a policy, with the injections that are active, and put it in force."""
@@ -298,7 +301,7 @@ class Mesh:
         table = compiler.table()
         table.gate = Gate(policy.inbound)
         if self._in_force is None:
-            self._verdicts = Verdicts()
+            self._verdicts = Verdicts(self.ledger)
         if self._in_force is not None:
             self._in_force.superseded = True
         compiler.commit()
@@ -427,13 +430,13 @@ class Mesh:
         with self._applying:
             self._injections = (*self._injections, injection)
             self._swap(self.table.policy)
-        self._hub.emit(self.clock.monotonic(), "injection_began", **injection.shown())
+        self._hub.report(self.clock.monotonic(), "injection_began", **injection.shown())
 
     def _end_injection(self, injection: Injection) -> None:
         with self._applying:
             self._injections = tuple(each for each in self._injections if each is not injection)
             self._swap(self.table.policy)
-        self._hub.emit(self.clock.monotonic(), "injection_ended", **injection.shown())
+        self._hub.report(self.clock.monotonic(), "injection_ended", **injection.shown())
 
     # ------------------------------------------------------------------------------------------ adapters
 
@@ -484,7 +487,7 @@ class Mesh:
     def turned_away(self, reason: str) -> None:
         """A request that arrived is refused before anybody asks whether it may pass: counted and told."""
         self._verdicts.refuse()
-        self._hub.emit(self.clock.monotonic(), "turned_away", workload=self.table.policy.mesh.workload, reason=reason)
+        self._hub.report(self.clock.monotonic(), "turned_away", workload=self.table.policy.mesh.workload, reason=reason)
         log.info("request refused: %s", reason)
 
     def tls_context(self, tls: Tls, alpn: Sequence[str]) -> ssl.SSLContext | None:
@@ -586,11 +589,11 @@ class Mesh:
     def _after_fork(self) -> None:
         self._applying = threading.Lock()
         self._hub.after_fork()
+        self.ledger.after_fork()
         self._store.after_fork()
         if not self._seeded:
             # Workers forked from one parent must not draw the same jitter.
             self._rng.seed()
-        self._verdicts.after_fork()
         if self._watch is not None:
             self._watch.after_fork()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import resilmesh
 
-_FATES = ("succeeded", "failed", "abandoned", "ignored", "discarded")
+_FATES = ("succeeded", "failed", "abandoned", "ignored")
 
 
 @dataclass(frozen=True)

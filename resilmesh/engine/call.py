@@ -33,7 +33,7 @@ something is called out to. Everything that a call holds is given back in ``_rel
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from resilmesh.engine.backoff import backoff, come_back
 from resilmesh.engine.plan import INFINITY, Plan, RetryPlan
@@ -49,7 +49,25 @@ from resilmesh.errors import (
     Rejected,
 )
 from resilmesh.state.concurrency import Ticket
-from resilmesh.state.stats import BOUNDS, bucket
+from resilmesh.state.stats import (
+    ABANDONED,
+    ATTEMPT_FAILED,
+    ATTEMPT_SUCCEEDED,
+    ATTEMPTS,
+    BOUNDS,
+    CALL_FAILED,
+    CALL_SUCCEEDED,
+    DIRECT_FAILED,
+    IGNORED,
+    INJECTED,
+    MIRRORED,
+    OUTER_RETRIES,
+    RETRIES,
+    STARTED,
+    SUCCEEDED,
+    bucket,
+    place,
+)
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
@@ -58,8 +76,10 @@ if TYPE_CHECKING:
     from resilmesh.state.balance import Balancer
     from resilmesh.state.breaker import Permit
     from resilmesh.state.concurrency import Concurrency, Waker
+    from resilmesh.state.ledger import Block
     from resilmesh.state.outlier import Endpoint
     from resilmesh.state.ratelimit import AllOf, LimitsByValue, RateLimit
+    from resilmesh.state.stats import Exemplar, Outcome
 
 Step = Literal["SEND", "SLEEP", "WAIT", "RETURN", "RAISE"]
 #: Why a fallback stands in for an outcome.
@@ -78,6 +98,11 @@ _EARLY: Final = 0.001
 # The order matters to `start`: below QUEUED the call level is still to come, from there on it is done.
 _NEW, _STARTED, _DELAYED, _QUEUED, _PAUSED, _FLYING, _BACKOFF, _COMMITTED, _OVER = range(9)
 
+#: What ended an attempt, where no status did: the ``error`` of an outcome.
+TIMED_OUT, NOT_SENT, RESET, BROKEN_BODY, CANCELLED, FAULT = (
+    "timeout", "not_sent", "reset", "incomplete_body", "cancelled", "fault_injected",
+)
+
 _SUCCESS, _FAILURE, _UNSENT = Verdict.SUCCESS, Verdict.FAILURE, Verdict.UNSENT
 _THROTTLED, _IGNORED = Verdict.THROTTLED, Verdict.IGNORED
 _RATE_LIMITED: Final = mask("envoy-ratelimited")
@@ -93,6 +118,16 @@ def forked() -> None:
     _generation += 1
 
 
+class Listener(Protocol):
+    """Who is told what happens to one call: its trace."""
+
+    def told(self, at: float, name: str, attempt: int, detail: dict[str, Any]) -> None:
+        """One of ``EVENTS`` happened, or to the circuit or the endpoint of this call something that it has brought about."""
+
+    def attempt_over(self, at: float, attempt: int, outcome: Outcome, verdict: Verdict) -> Exemplar | None:
+        """An attempt is over, its body included. Gives what its measurement may be found by, but for the seconds."""
+
+
 class Call:
     """One logical call. ``deadline`` is an outer, absolute deadline (monotonic seconds) that caps the plan's own.
 
@@ -104,7 +139,7 @@ class Call:
         "_answer", "_balancer", "_began", "_born", "_gate", "_outer", "_permit", "_phase", "_sent_at", "_serial", "_ticket", "_to_headers",
         "_transparent", "_tried",
         "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "injected_grpc", "number", "own_timeout", "plan",
-        "repetition", "replayable", "values", "wake_at",
+        "repetition", "replayable", "trace", "values", "wake_at", "what",
     )
 
     def __init__(self, plan: Plan, idempotent: bool = False, replayable: bool = True, deadline: float = INFINITY) -> None:
@@ -121,6 +156,9 @@ class Call:
         self.injected: int | None = None
         #: Why, after RAISE; and after RETURN what to raise if the driver did not keep the last outcome.
         self.error: CallError | None = None
+        #: What it asks for, where adapters know it: an HTTP method, or the path of a gRPC method. The attempts are counted by it.
+        self.what: str | None = None
+        self.trace: Listener | None = None
         self._gate: Concurrency | None = None
         self._phase = _NEW
 
@@ -148,7 +186,7 @@ class Call:
     def repeats(self, number: int) -> None:
         """Say, before ``start``, that a loop outside of ours (an SDK's own) sends this for the ``number``-th time again, from 1."""
         self.repetition = number
-        self.plan.stats.outer_retries += 1
+        self.plan.stats.counts[OUTER_RETRIES] += 1
 
     def lasts(self, now: float, seconds: float) -> None:
         """Say, before ``start``, that the caller gives this call no more time than that: a time-out like the policy's own."""
@@ -164,7 +202,7 @@ class Call:
             self._phase = _STARTED
             self._born = _generation
             self._began = now
-            plan.stats.started += 1
+            plan.stats.counts[STARTED] += 1
             hub = plan.hub
             if hub.orphans or hub.observers:
                 self._attend(hub, now)
@@ -224,10 +262,11 @@ class Call:
         if self._phase == _OVER:  # abandoned by another thread meanwhile. No call may come between this line and the next but one
             return self._gone()
         self._phase = _FLYING
+        plan.stats.counts[ATTEMPTS] += 1
         # The time of one try is the innermost: it ends at the headers, and never outlasts the call.
         by = now + plan.per_try
         self.headers_by = by if by < self.deadline else self.deadline
-        if plan.hub.observers:
+        if plan.hub.observers or self.trace is not None:
             self._tell(now, "attempt_started", endpoint=self.endpoint.address if self.endpoint else None)
         # A fault of attempt scope stands where the attempt would: below the circuit and the endpoint, which a drill exercises.
         return SEND if plan.drill is None else self._inject_attempt(now, plan.drill)
@@ -350,7 +389,7 @@ class Call:
             return self._give_last(now)
         step = self.start(now)
         if step is SEND or step is SLEEP:
-            self.plan.stats.retries += 1
+            self.plan.stats.counts[RETRIES] += 1
         return step
 
     # ------------------------------------------------------------------------------------------ answers
@@ -360,9 +399,11 @@ class Call:
         if number != self.number or self._phase != _FLYING or self._born != _generation:
             return RETURN  # abandoned meanwhile, or begun before a fork
         plan = self.plan
-        if answer.verdict is not _SUCCESS or answer.words or not plan.quick or plan.hub.observers:
+        if answer.verdict is not _SUCCESS or answer.words or not plan.quick or plan.hub.observers or self.trace is not None:
             return self._judge(now, answer)
         if answer.complete:
+            if self._sent_at != self._began or self.number != 1:
+                return self._judge(now, answer)  # the call and its attempt are not the same
             # The end of nearly every function call: _tell_breaker, _tell_detector, _finish and _release in a row. What counts comes first:
             # a KeyboardInterrupt can only strike at a call, and then the call is abandoned as a whole.
             breaker = plan.breaker
@@ -377,8 +418,8 @@ class Call:
                 return RETURN
             self._phase = _OVER
             stats = plan.stats
-            stats.succeeded_seconds += seconds
-            stats.succeeded[at] += 1
+            stats.sums[0] += seconds
+            stats.counts[SUCCEEDED + at] += 1
             if endpoint is not None:
                 endpoint.in_flight -= 1
             gate = self._gate
@@ -386,6 +427,8 @@ class Call:
                 gate.in_flight -= 1
                 if gate.queue:
                     gate.hand_out()
+            if self.what is not None:
+                stats.outcome((self.what, answer.status, "")).record(seconds)
             return RETURN
         self._phase = _COMMITTED
         self._answer = answer
@@ -419,8 +462,10 @@ class Call:
         else:
             self._tell(now, "attempt_ended", verdict=verdict.value, status=answer.status, grpc_status=answer.grpc)
         if verdict is not _SUCCESS:
-            plan.stats.count(plan.stats.verdicts, verdict.value)
+            plan.stats.count("attemptsByVerdict", verdict.value)
         self._answer = answer
+        if answer.injected:
+            plan.stats.counts[INJECTED] += 1
         observes = plan.mode == "OBSERVE"
         again = verdict is not _IGNORED and not observes and (self._repeats_unseen(answer) or self._wants_retry(answer))
         if verdict is not _SUCCESS or answer.complete or again:
@@ -503,6 +548,7 @@ class Call:
             return False
         if unseen:
             self._transparent = True
+        self._attempt_over(now, answer.verdict, answer)
         self._leave_endpoint(tried=True)
         self.wake_at = now + delay
         self._tell(now, "backoff", seconds=delay)
@@ -520,7 +566,7 @@ class Call:
         return backoff(self.number, retries.base, retries.longest, draw)
 
     def _retry_refused(self, now: float, reason: str) -> bool:
-        self.plan.stats.count(self.plan.stats.retries_refused, reason)
+        self.plan.stats.count("retriesRefused", reason)
         self._tell(now, "retry_refused", reason=reason)
         return False
 
@@ -539,17 +585,22 @@ class Call:
 
     # ------------------------------------------------------------------------------------------- endings
 
-    def ended(self, now: float, number: int, verdict: Verdict) -> None:
-        """The body of a committed answer ended: SUCCESS, FAILURE (it broke), or IGNORED (nobody's fault)."""
+    def ended(self, now: float, number: int, verdict: Verdict, grpc: str | None = None) -> None:
+        """The body of a committed answer ended: SUCCESS, FAILURE (it broke), or IGNORED (nobody's fault). ``grpc``: by that status."""
         if self._phase != _COMMITTED or number != self.number or self._born != _generation:
             return
         answer = self._answer
         broke = verdict is not _SUCCESS and verdict is not _IGNORED
+        if grpc is not None:
+            self._answer = Answer(answer.verdict, 0, answer.status, grpc=grpc)
+        elif verdict is not _SUCCESS:
+            cut = TIMED_OUT if now >= self.deadline - _EARLY else BROKEN_BODY if broke else CANCELLED
+            self._answer = Answer(answer.verdict, 0, answer.status, grpc=answer.grpc, cut=cut)
         if broke and now < self.deadline - _EARLY:  # a body that the call's own time cut off is no failure of the endpoint
             self._tell_detector(now, verdict, _BROKEN_BODY)
         if answer.verdict is _SUCCESS:
             if broke:
-                self.plan.stats.count(self.plan.stats.verdicts, verdict.value)
+                self.plan.stats.count("attemptsByVerdict", verdict.value)
             # A slow call is one whose headers were slow: how long a body flows is the caller's business too.
             self._tell_breaker(now, verdict, self._to_headers)
         else:
@@ -564,13 +615,15 @@ class Call:
             return
         mine = phase != _NEW and self._born == _generation
         if mine:
-            self.plan.stats.abandoned += 1
+            self.plan.stats.counts[ABANDONED] += 1
         self.error = CallError("the call was abandoned", service=self.plan.service, route=self.plan.route, attempts=self.number)
         if not mine:
             return
         if phase == _QUEUED and self._gate is None and self.plan.concurrency is not None:
             self.plan.concurrency.give_up(self._ticket)
         self._release()
+        if phase in _FLIES:
+            self._attempt_over(now, _IGNORED, _ABANDONED)
         self._tell(now, "call_abandoned")
 
     def orphan(self) -> None:
@@ -589,21 +642,48 @@ class Call:
 
     def _finish(self, now: float, verdict: Verdict) -> None:
         self._release()
-        seconds = now - self._began
-        stats, at = self.plan.stats, bucket(seconds)
+        phase, seconds = self._phase, now - self._began
+        row, at, timed = self._counted(verdict, seconds, phase)
         # Whoever sets the phase counts the call, in one go: an interrupt before this line leaves it to `abandon`.
         if self._phase == _OVER:
             return
         self._phase = _OVER
-        if verdict is _SUCCESS:
-            stats.succeeded_seconds += seconds
-            stats.succeeded[at] += 1
-        elif verdict is _IGNORED:
-            stats.ignored += 1
-        else:
-            stats.failed_seconds += seconds
-            stats.failed[at] += 1
+        row.sums[0] += timed
+        row.counts[at] += 1
+        if phase in _FLIES:
+            self._attempt_over(now, verdict, self._answer)
         self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
+
+    def _counted(self, verdict: Verdict, seconds: float, phase: int) -> tuple[Block, int, float]:
+        """Where a call that ended so is counted, and the seconds to add there."""
+        stats = self.plan.stats
+        if verdict is _IGNORED:
+            return stats, IGNORED, 0.0
+        direct, at = phase in _FLIES and self._is_direct, bucket(seconds)
+        if verdict is not _SUCCESS:
+            return stats.histogram(DIRECT_FAILED if direct else CALL_FAILED), at, seconds
+        return (stats, SUCCEEDED + at, seconds) if direct else (stats.histogram(CALL_SUCCEEDED), at, seconds)
+
+    @property
+    def _is_direct(self) -> bool:
+        """Whether the call is the same as its one attempt."""
+        return self.number == 1 and self._sent_at == self._began
+
+    def _attempt_over(self, now: float, verdict: Verdict, answer: Answer) -> None:
+        """The attempt that was out is over, its body included: it is counted, if it was not as its call."""
+        stats, seconds = self.plan.stats, now - self._sent_at
+        if verdict is not _IGNORED and not (self._phase == _OVER and self._is_direct):
+            stats.histogram(ATTEMPT_SUCCEEDED if verdict is _SUCCESS else ATTEMPT_FAILED).record(seconds)
+        trace = self.trace
+        if self.what is None and trace is None:
+            return
+        outcome = (self.what or "", answer.status if answer.grpc is None else answer.grpc, _error(verdict, answer))
+        exemplar = None if trace is None else trace.attempt_over(now, self.number, outcome, verdict)
+        if self.what is not None:
+            histogram = stats.outcome(outcome)
+            at = histogram.record(seconds)
+            if exemplar is not None:
+                histogram.exemplars[at] = exemplar._replace(seconds=seconds)
 
     def _enter(self, phase: int) -> bool:
         """Go on to another phase; False when another thread has abandoned the call, and given back what it held."""
@@ -666,17 +746,17 @@ class Call:
         """A fallback was given in place of the outcome, which is counted as what it was."""
         if self._phase == _COMMITTED:
             self._finish(now, self._answer.verdict)  # its body is not wanted any more
-        self.plan.stats.count(self.plan.stats.fallbacks, reason)
+        self.plan.stats.count("fallbacks", reason)
         self._tell(now, "fell_back", reason=reason)
 
     def mirrored(self, now: float, to: str, dropped: str | None) -> None:
         """A copy of the call was sent to the service ``to``, or ``dropped`` for a reason."""
         stats = self.plan.stats
         if dropped is None:
-            stats.mirrored += 1
+            stats.counts[MIRRORED] += 1
             self._tell(now, "mirrored", to=to)
         else:
-            stats.count(stats.mirrors_dropped, dropped)
+            stats.count("mirrorsDropped", dropped)
             self._tell(now, "mirror_dropped", to=to, reason=dropped)
 
     # ------------------------------------------------------------------------------------------- raising
@@ -687,29 +767,22 @@ class Call:
     def _raise(self, now: float, error: CallError, *, counted: str) -> Step:
         self.error = error
         self._release()
-        stats, rejected = self.plan.stats, isinstance(error, Rejected)
-        if rejected:
-            stats.rejected.setdefault(counted, 0)
-        else:
-            seconds = now - self._began
-            at = bucket(seconds)
+        rejected, phase, seconds = isinstance(error, Rejected), self._phase, now - self._began
+        verdict = _IGNORED if counted == _IGNORED_CALL else _FAILURE
+        row, at, timed = (self.plan.stats, place("rejected", counted), 0.0) if rejected else self._counted(verdict, seconds, phase)
         # As in `_finish`: no call between the question and the last count.
         if self._phase == _OVER:
             return RAISE
         self._phase = _OVER
-        if rejected:
-            stats.rejected[counted] += 1
-        elif counted == "ignored":
-            stats.ignored += 1
-        else:
-            stats.failed_seconds += seconds
-            stats.failed[at] += 1
-        if not self.plan.hub.observers:
+        row.sums[0] += timed
+        row.counts[at] += 1
+        if phase in _FLIES:
+            self._attempt_over(now, verdict, self._answer)
+        if not self.plan.hub.observers and self.trace is None:
             return RAISE
         if rejected:
             self._tell(now, "call_rejected", reason=counted)
         else:
-            verdict = _IGNORED if counted == "ignored" else _FAILURE
             self._tell(now, "call_ended", verdict=verdict.value, seconds=seconds)
         return RAISE
 
@@ -742,7 +815,7 @@ class Call:
         plan = self.plan
         reason = self._would_reject(now)
         if reason is not None:
-            plan.stats.count(plan.stats.would_reject, reason)
+            plan.stats.count("wouldReject", reason)
             self._tell(now, "would_reject", reason=reason)
         self._balancer = None
         self.number = 1
@@ -751,6 +824,7 @@ class Call:
         self.deadline = self._outer
         if not self._enter(_FLYING):
             return self._gone()
+        plan.stats.counts[ATTEMPTS] += 1
         self._tell(now, "attempt_started", endpoint=None)
         return SEND
 
@@ -778,10 +852,12 @@ class Call:
     # ------------------------------------------------------------------------------------------- telling
 
     def _count_fault(self, now: float, kind: str, **detail: Any) -> None:
-        self.plan.stats.count(self.plan.stats.faults, kind)
+        self.plan.stats.count("faults", kind)
         self._tell(now, "fault_injected", **detail)
 
     def _tell(self, now: float, name: str, **detail: Any) -> None:
+        if self.trace is not None:
+            self.trace.told(now, name, self.number, detail)
         hub = self.plan.hub
         if hub.observers:
             try:
@@ -794,6 +870,25 @@ class Call:
 #: `counted=` of endings that say nothing about the service.
 _IGNORED_CALL: Final = "ignored"
 
+#: Phases in which an attempt is out.
+_FLIES: Final = frozenset((_PAUSED, _FLYING, _COMMITTED))
+
+
+def _error(verdict: Verdict, answer: Answer) -> str:
+    """What ended an attempt, where no status did."""
+    if answer.injected:
+        return FAULT
+    if answer.cut:
+        return answer.cut
+    if answer.timed_out:
+        return TIMED_OUT
+    if answer.status or answer.grpc is not None or verdict is _SUCCESS:
+        return ""
+    return NOT_SENT if verdict is _UNSENT else RESET
+
+
+#: What an attempt is that nobody waits for any more.
+_ABANDONED = Answer(_IGNORED, cut=CANCELLED)
 #: What a body that broke off is to breaker and outlier detection: a failure of a connection that its headers have told of.
 _BROKEN_BODY = Answer(_FAILURE, local_origin=True)
 #: What an injected delay that outlasts the attempt's time is: a time-out, to be retried like any other.

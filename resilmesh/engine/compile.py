@@ -203,7 +203,7 @@ class Compiler:
             if tls is None:
                 return None
             # No mode takes the TLS away: what it protects is not the caller's to give up.
-            stats = self.claims.claim(("stats", service, route or "*", ""), Stats, _keep)
+            stats = self._stats(service, route or "*")
             return Plan(service, route, hub=self._hub, stats=stats, rng=self._rng, http2=blocks.service.protocol == "HTTP2", tls=tls)
         retries, concurrency = blocks.retries, blocks.concurrency
         limit = self._limit(blocks)
@@ -212,7 +212,7 @@ class Compiler:
             service,
             route,
             hub=self._hub,
-            stats=self.claims.claim(("stats", service, route or "*", ""), Stats, _keep),
+            stats=self._stats(service, route or "*"),
             rng=self._rng,
             mode=blocks.mode,
             respond=self._respond,
@@ -253,7 +253,7 @@ class Compiler:
             INBOUND,
             None,
             hub=self._hub,
-            stats=self.claims.claim(("stats", INBOUND, "*", ""), Stats, _keep),
+            stats=self._stats(INBOUND, "*"),
             rng=self._rng,
             mode=mode,
             limit=None if isinstance(limit, LimitsByValue) else limit,
@@ -270,6 +270,9 @@ class Compiler:
         """Whose state a block's is: the route's own where it stands on the route, else the whole service's."""
         return blocks.route.name if blocks.route is not None and blocks.owned_by_route(block) else "*"
 
+    def _stats(self, service: str, route: str) -> Stats:
+        return self.claims.claim(("stats", service, route, ""), lambda: Stats(self._store.ledger, service, route), _keep)
+
     def _breaker(self, blocks: Effective) -> CircuitBreaker | None:
         if blocks.circuit_breaker is None:
             return None
@@ -280,9 +283,9 @@ class Compiler:
         def notify(old: str, new: str, reason: str, now: float) -> None:
             where = service, None if route == "*" else route
             if old == new:
-                hub.emit(now, "circuit_would_open", *where, reason=reason)
+                hub.report(now, "circuit_would_open", *where, reason=reason)
             else:
-                hub.emit(now, "circuit_changed", *where, old=old, new=new, reason=reason)
+                hub.report(now, "circuit_changed", *where, old=old, new=new, reason=reason)
 
         return self.claims.claim(
             ("circuitBreaker", service, route, ""), lambda: CircuitBreaker(settings, notify), lambda kept: kept.retune(settings),
@@ -347,7 +350,7 @@ class Compiler:
         service, hub = blocks.service.name, self._hub
 
         def notify(name: str, endpoint: Endpoint, now: float, detail: dict[str, Any]) -> None:
-            hub.emit(now, name, service, endpoint=endpoint.address, **detail)
+            hub.report(now, name, service, endpoint=endpoint.address, **detail)
 
         return self.claims.claim(
             ("outlierDetection", service, "*", ""),
@@ -393,7 +396,7 @@ class Compiler:
             name,
             MIRROR_ROUTE,
             hub=self._hub,
-            stats=self.claims.claim(("stats", name, MIRROR_ROUTE, ""), Stats, _keep),
+            stats=self._stats(name, MIRROR_ROUTE),
             rng=self._rng,
             timeout=blocks.timeout or _MIRROR_TIMEOUT,
             connect_timeout=target.connect_timeout if enforced else None,

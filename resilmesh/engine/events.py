@@ -16,6 +16,8 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from resilmesh.state.ledger import Block, Ledger
+
 if TYPE_CHECKING:
     from resilmesh.engine.call import Call
 
@@ -95,19 +97,36 @@ EVENTS = (
 
 Observer = Callable[[Event], None]
 
+#: By what in their detail events of one name are counted apart, where there are few values.
+TELLS_APART: dict[str, tuple[str, ...]] = {
+    "circuit_changed": ("new",),
+    "endpoint_ejected": ("endpoint", "reason"),
+    "endpoint_returned": ("endpoint",),
+}
+
 
 class Hub:
     """Where events go, and where calls that nobody ended wait to be cleaned up. One per mesh."""
 
-    __slots__ = ("_lock", "observers", "orphans", "serial")
+    __slots__ = ("_ledger", "_lock", "_tallies", "_watchers", "observers", "orphans", "serial")
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger | None = None) -> None:
         self._lock = threading.Lock()
+        self._ledger = ledger or Ledger()
+        #: How often each of ``report``'s events happened, by what tells them apart.
+        self._tallies: dict[tuple[str, ...], Block] = {}
         #: Replaced, never mutated: a call reads it once.
         self.observers: tuple[Observer, ...] = ()
+        #: Those who are told of what ``report`` tells, and of no call.
+        self._watchers: tuple[Observer, ...] = ()
         #: Calls whose response was garbage-collected. A finalizer may run inside a lock's holder, so it only appends.
         self.orphans: deque[Call] = deque()
         self.serial = count(1)
+
+    def watch(self, observer: Observer) -> None:
+        """Have ``observer`` called with what is not of a single call: it costs calls nothing."""
+        with self._lock:
+            self._watchers = (*self._watchers, observer)
 
     def subscribe(self, observer: Observer) -> Callable[[], None]:
         """Have ``observer`` called from now on; the returned function ends that, once."""
@@ -142,6 +161,22 @@ class Hub:
                 self._drop([observer])
                 log.exception("an observer raised at %s and is unsubscribed", name)
 
+    def report(self, at: float, name: str, service: str = "", route: str | None = None, **detail: Any) -> None:
+        """Tell of something that is not of a single call: it is counted as well, by its ``TELLS_APART``, and watchers are told."""
+        key = ("event", name, service, route or "*", *(str(detail.get(each) or "") for each in TELLS_APART.get(name, ())))
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies.setdefault(key, Block(self._ledger, key, 1, 0))
+        tally.counts[0] += 1
+        if self._watchers:
+            event = Event(at, name, service, route, 0, 0, detail)
+            for watcher in self._watchers:
+                try:
+                    watcher(event)
+                except Exception:
+                    log.exception("telling of %s failed", name)
+        self.emit(at, name, service, route, **detail)
+
     def drain(self, now: float) -> None:
         """Abandon every call that a finalizer left behind."""
         orphans = self.orphans
@@ -154,5 +189,5 @@ class Hub:
 
     def after_fork(self) -> None:
         """The calls that were left behind are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # the counts are the ledger's business
         self.orphans.clear()

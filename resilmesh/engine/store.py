@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, TypeVar, cast
 
+from resilmesh.state.ledger import Ledger
+
 Key = tuple[str, str, str, str]
 
 
@@ -26,10 +28,12 @@ S = TypeVar("S", bound=State)
 class Store:
     """State by key. One per mesh. ``lock`` is held while claims become its state, and by who claims for a single service."""
 
-    __slots__ = ("_kept", "lock")
+    __slots__ = ("_kept", "ledger", "lock")
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger | None = None) -> None:
         self._kept: dict[Key, State] = {}
+        #: Where what is counted is kept.
+        self.ledger = ledger or Ledger()
         self.lock = threading.Lock()
 
     def claims(self) -> Claims:

@@ -115,8 +115,8 @@ class Answer:
     """The outcome of one attempt, classified. Immutable by convention; the common ones are shared."""
 
     __slots__ = (
-        "again", "backoff", "complete", "grpc", "injected", "local_origin", "refused", "retry_after", "status", "timed_out", "verdict",
-        "words",
+        "again", "backoff", "complete", "cut", "grpc", "injected", "local_origin", "refused", "retry_after", "status", "timed_out",
+        "verdict", "words",
     )
 
     def __init__(
@@ -134,6 +134,7 @@ class Answer:
         backoff: float | None = None,
         grpc: str | None = None,
         refused: bool = False,
+        cut: str = "",
     ) -> None:
         self.verdict = verdict
         #: Retry words that apply.
@@ -158,6 +159,8 @@ class Answer:
         self.grpc = grpc
         #: The service promises not to have looked at it (HTTP/2 REFUSED_STREAM, GOAWAY), and it may be sent again at once.
         self.refused = refused
+        #: What ended it after its status, or before any, other than what the rest says.
+        self.cut = cut
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name))

@@ -238,7 +238,7 @@ class AsyncBody:
             await self._exchange.free(self._stream, whole=not early)
         finally:
             if early:
-                self._exchange.body_ended(self._exchange.answer.verdict)
+                self._exchange.body_ended(Verdict.SUCCESS)  # of what it did not want to read, nobody knows better
         # The clients' responses are cycles: what they need no more need not wait for the garbage collector.
         self._stream = self._exchange = self._advance = None
 

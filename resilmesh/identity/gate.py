@@ -11,13 +11,13 @@ No mode of the mesh (OBSERVE, OFF) opens the gate: for a drill a policy has a ``
 from __future__ import annotations
 
 import ipaddress
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from resilmesh.identity import xfcc
 from resilmesh.identity.authz import Authorizer, ip_address
 from resilmesh.identity.spiffe import IdentityError, SpiffeId
+from resilmesh.state.ledger import Block, Ledger
 
 if TYPE_CHECKING:
     from resilmesh.identity.authz import Decision
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 #: What is told to whom the rules do not let in: Envoy's own words.
 ACCESS_DENIED = "RBAC: access denied"
+
+
+#: What is counted of them, in the order of the counts.
+DECISIONS = ("allowed", "denied", "audited", "shadowDenied", "refused")
+_ALLOWED, _DENIED, _AUDITED, _SHADOW_DENIED, _REFUSED = range(5)
 
 
 class Connection(NamedTuple):
@@ -72,38 +77,29 @@ def check_one_meaning(method: str, hosts: Sequence[str]) -> None:
         raise Refused(400, "there are two hosts")
 
 
-class Verdicts:
+class Verdicts(Block):
     """What was decided so far. One per mesh: it survives a new policy."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.allowed = self.denied = self.audited = self.shadow_denied = self.refused = 0
+    __slots__ = ()
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(ledger, ("authorization",), len(DECISIONS), 0)
 
     def count(self, decision: Decision) -> None:
         """Count one decision."""
-        with self._lock:
-            if decision.allowed:
-                self.allowed += 1
-            else:
-                self.denied += 1
-            self.audited += bool(decision.audited)
-            self.shadow_denied += decision.shadow is not None and not decision.shadow.allowed
+        self.counts[_ALLOWED if decision.allowed else _DENIED] += 1
+        if decision.audited:
+            self.counts[_AUDITED] += 1
+        if decision.shadow is not None and not decision.shadow.allowed:
+            self.counts[_SHADOW_DENIED] += 1
 
     def refuse(self) -> None:
         """Count a request that came to no decision: without the identity that ``mtls: STRICT`` asks for, or with a hostile path."""
-        with self._lock:
-            self.refused += 1
+        self.counts[_REFUSED] += 1
 
     def snapshot(self) -> dict[str, int]:
         """All of them."""
-        return {
-            "allowed": self.allowed, "denied": self.denied, "audited": self.audited, "shadowDenied": self.shadow_denied,
-            "refused": self.refused,
-        }
-
-    def after_fork(self) -> None:
-        """No lock is held in a child."""
-        self._lock = threading.Lock()
+        return dict(zip(DECISIONS, self.counts, strict=True))
 
 
 class Gate:

@@ -159,7 +159,7 @@ class CallMachine(RuleBasedStateMachine):
         stats = world.stats()
         assert stats["calls"] == self.started
         assert stats["inFlight"] == len(self.steps)
-        ends = ("succeeded", "failed", "abandoned", "ignored", "discarded")
+        ends = ("succeeded", "failed", "abandoned", "ignored")
         assert sum(stats[each] for each in ends) + sum(stats["rejected"].values()) == self.finished
         assert -1e-6 <= world.plan().limit.tokens(world.now) <= 20 + 1e-6
 

@@ -22,6 +22,7 @@ def test_what_waits_at_a_fork_is_the_parents(monkeypatch):
     call.start(clock.monotonic())
     assert call.answered(clock.monotonic(), 1, Answer(Verdict.FAILURE, mask("5xx"))) is SLEEP
     monkeypatch.setattr(engine, "_generation", engine._generation + 1)
+    mesh.ledger.after_fork()
     mesh._store.after_fork()
     clock.advance(1)
     assert call.woke(clock.monotonic()) is RAISE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from resilmesh import Mesh
 from resilmesh.engine.call import Call
 from resilmesh.engine.verdict import Answer, Verdict
+from resilmesh.state.stats import IGNORED
 
 
 def test_it_says_nothing_about_the_service():
@@ -14,4 +15,4 @@ def test_it_says_nothing_about_the_service():
     call.start(1000.0)
     call.answered(1001.0, 1, Answer(Verdict.FAILURE, timed_out=True))
     assert plan.breaker.state == "CLOSED"
-    assert plan.stats.ignored == 1
+    assert plan.stats.counts[IGNORED] == 1
