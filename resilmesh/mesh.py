@@ -27,6 +27,7 @@ from resilmesh.engine.store import Store
 from resilmesh.errors import Forbidden, PolicyError, UnknownService
 from resilmesh.state.breaker import Force
 from resilmesh.state.ledger import Ledger
+from resilmesh.telemetry.telemetry import Telemetry
 from resilmesh.watch import PolicyFile
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from resilmesh.policy.codes import Diagnostic
     from resilmesh.policy.load import Loaded
     from resilmesh.policy.model import Policy
+    from resilmesh.telemetry.exposition import Exposition
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -150,6 +152,8 @@ class Mesh:
         self._in_force: Compiler | None = None
         self._loaded: Loaded
         self._compile(loaded)
+        self.telemetry = Telemetry(self, os.environ.get("RESILMESH_STATS_DIR"))
+        self.telemetry.attach()
         _meshes.add(self)
         for tell in made:
             tell(self)
@@ -504,6 +508,11 @@ class Mesh:
         return None if made is None else workload.contexts.setdefault(key, made)
 
     @property
+    def hub(self) -> Hub:
+        """Where events go."""
+        return self._hub
+
+    @property
     def respond(self) -> bool:
         """Whether outcomes made locally are responses (``localReplies: RESPOND``) rather than exceptions."""
         return self.table.policy.mesh.local_replies == "RESPOND"
@@ -568,6 +577,12 @@ class Mesh:
             },
         }
 
+    def prometheus(self) -> Exposition:
+        """The metrics for Prometheus: an ASGI application, whose ``wsgi`` is a WSGI one, and whose ``text()`` is what they answer."""
+        from resilmesh.telemetry.exposition import Exposition
+
+        return Exposition(self)
+
     # ------------------------------------------------------------------------------------------- closing
 
     def close(self) -> None:
@@ -576,6 +591,7 @@ class Mesh:
             self._watch.close()
         if self._workload is not None:
             self._workload.close()
+        self.telemetry.close()
 
     def __enter__(self) -> Self:
         return self
@@ -589,7 +605,7 @@ class Mesh:
     def _after_fork(self) -> None:
         self._applying = threading.Lock()
         self._hub.after_fork()
-        self.ledger.after_fork()
+        self.telemetry.after_fork()
         self._store.after_fork()
         if not self._seeded:
             # Workers forked from one parent must not draw the same jitter.
@@ -644,8 +660,13 @@ def _after_fork() -> None:
         mesh._after_fork()
 
 
+def _forked() -> None:
+    for mesh in _meshes:
+        mesh.telemetry.forked()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=_after_fork, after_in_parent=_forked)
 
 
 # ------------------------------------------------------------------------------------- the one-mesh program

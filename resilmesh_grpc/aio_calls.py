@@ -604,7 +604,7 @@ class AioReader(AioExchange):
         else:
             verdict = self.verdict_of(status)
             failure = self.cut() if self.timed_out else status
-            call.ended(self.monotonic(), call.number, verdict)
+            call.ended(self.monotonic(), call.number, verdict, None if self.timed_out else status.code().name)
         self.error = None
         self.end(failure)
 

@@ -540,7 +540,7 @@ class StreamReader(Exchange):
         else:
             verdict = self.verdict_of(native)
             failure = self.cut() if self.timed_out else native
-            call.ended(self.monotonic(), call.number, verdict)
+            call.ended(self.monotonic(), call.number, verdict, None if self.timed_out else code.name)
         self.error = None
         self._end(failure)
 

@@ -30,6 +30,7 @@ from resilmesh_grpc.target import parse
 
 if TYPE_CHECKING:
     from resilmesh.engine.call import FallbackReason, Step
+    from resilmesh.engine.events import Traces
     from resilmesh.engine.plan import Mirror, Plan
     from resilmesh_grpc.copies import Copies
     from resilmesh_grpc.metadata import Metadata
@@ -62,6 +63,7 @@ class Caller:
         if fallback is not None and not awaits and kind_of(fallback) == "COROUTINE":
             raise TypeError("the fallback of a channel that awaits nothing cannot be awaited either: pass a plain function")
         self.mesh = mesh
+        mesh.telemetry.attach()
         self.clock = mesh.clock
         self.target = parse(target)
         self.fallback = fallback
@@ -174,6 +176,7 @@ class Exchange:
             own = {name for name, _ in metadata or ()}
             metadata = [*(metadata or ()), *(pair for pair in passed_on if pair[0] not in own)]
         self.method = method
+        call.what = method.path
         self.metadata = metadata
         #: The last outcome: a message, or what is raised.
         self.value: Any = None
@@ -212,10 +215,27 @@ class Exchange:
             until = now + idle
         self.until = until
         last = call.deadline if self.method.streams_responses else until
+        metadata = self.metadata if call.number == 1 else self._repeated(call)
+        tracing = plan.hub.tracing
         return (
             None if last == INFINITY else last - now + _SLACK if last > now else _LONG_AGO,
-            self.metadata if call.number == 1 else self._repeated(call),
+            metadata if tracing is None else self._traced(metadata, tracing),
         )
+
+    def _traced(self, metadata: Metadata | None, tracing: Traces) -> list[tuple[str, Any]]:
+        """The metadata with that of the trace which the attempt is part of."""
+        trace = self.call.trace
+        carrier: dict[str, str] = {}
+        if trace is None:
+            tracing.passes_on(carrier)
+        else:
+            service, _, name = self.method.path[1:].partition("/")
+            target = self.caller.target
+            trace.sends(f"{service}/{name}", {
+                "rpc.system.name": "grpc", "rpc.method": self.method.path[1:], "server.address": target.host, "server.port": target.port,
+            }, carrier)
+        kept = [pair for pair in metadata or () if pair[0] not in carrier]
+        return [*kept, *carrier.items()]
 
     def _repeated(self, call: Call) -> list[tuple[str, Any]]:
         kept = [pair for pair in self.metadata or () if pair[0] != "grpc-previous-rpc-attempts"]

@@ -119,7 +119,8 @@ class FunctionExchange(Outcome):
     def send(self, call: Call) -> Answer:
         if call.injected is not None:
             return self.injected(call)
-        outer = DEADLINE.get()
+        outer, trace = DEADLINE.get(), call.trace
+        inside = None if trace is None else trace.runs()
         try:
             DEADLINE.set(call.deadline)
             value = self._function(*self._args, **self._kwargs)
@@ -133,6 +134,8 @@ class FunctionExchange(Outcome):
             return answer
         finally:
             DEADLINE.set(outer)
+            if trace is not None:
+                trace.ran(inside)
         return self.returned(call, value)
 
     def first_of(self, generator: Any) -> Any:
@@ -178,7 +181,8 @@ class CoroutineExchange(Outcome):
     async def send(self, call: Call) -> Answer:
         if call.injected is not None:
             return self.injected(call)
-        token = DEADLINE.set(call.deadline)
+        token, trace = DEADLINE.set(call.deadline), call.trace
+        inside = None if trace is None else trace.runs()
         limited = None
         try:
             if call.headers_by != INFINITY:
@@ -196,6 +200,8 @@ class CoroutineExchange(Outcome):
                 limited.stop(None)
         finally:
             unset(token)
+            if trace is not None:
+                trace.ran(inside)
         return self.returned(call, value)
 
     async def first_of(self, generator: Any) -> Any:

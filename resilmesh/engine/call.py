@@ -33,6 +33,7 @@ something is called out to. Everything that a call holds is given back in ``_rel
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from resilmesh.engine.backoff import backoff, come_back
@@ -124,8 +125,20 @@ class Listener(Protocol):
     def told(self, at: float, name: str, attempt: int, detail: dict[str, Any]) -> None:
         """One of ``EVENTS`` happened, or to the circuit or the endpoint of this call something that it has brought about."""
 
-    def attempt_over(self, at: float, attempt: int, outcome: Outcome, verdict: Verdict) -> Exemplar | None:
-        """An attempt is over, its body included. Gives what its measurement may be found by, but for the seconds."""
+    def sends(self, name: str, attributes: Mapping[str, Any], carrier: MutableMapping[str, str]) -> None:
+        """The attempt is sent now, with the headers of ``carrier``, to which those of the trace are added."""
+
+    def adopt(self, span: Any) -> None:
+        """Somebody else has made a span for the attempt."""
+
+    def runs(self) -> Any:
+        """The attempt is a function that runs now. Owes ``ran``, with what this gives."""
+
+    def ran(self, token: Any) -> None:
+        """It has returned."""
+
+    def attempt_over(self, at: float, attempt: int, outcome: Outcome, verdict: Verdict, again: bool) -> Exemplar | None:
+        """An attempt is over, its body included. ``again``: another follows. Gives what it may be found by, but for the seconds."""
 
 
 class Call:
@@ -204,7 +217,7 @@ class Call:
             self._began = now
             plan.stats.counts[STARTED] += 1
             hub = plan.hub
-            if hub.orphans or hub.observers:
+            if hub.orphans or hub.observers or hub.tracing is not None:
                 self._attend(hub, now)
             # Mode comes first of all: OFF has no plan, and OBSERVE must touch nothing. A fault of call scope is above
             # the deadline: an injected abort is not retried, an injected delay eats neither timeout nor slot (Envoy).
@@ -278,6 +291,8 @@ class Call:
     def _attend(self, hub: Hub, now: float) -> None:
         """Clean up after calls that nobody ended, and tell who listens that this one began."""
         hub.drain(now)
+        if hub.tracing is not None:
+            self.trace = hub.tracing.begin(self)
         if hub.observers:
             self._serial = next(hub.serial)
             repetition = getattr(self, "repetition", 0)
@@ -428,7 +443,7 @@ class Call:
                 if gate.queue:
                     gate.hand_out()
             if self.what is not None:
-                stats.outcome((self.what, answer.status, "")).record(seconds)
+                stats.outcomes.of((self.what, answer.status, "")).record(seconds)
             return RETURN
         self._phase = _COMMITTED
         self._answer = answer
@@ -488,6 +503,7 @@ class Call:
         breaker = self.plan.breaker
         if breaker is not None and self._permit is not None:
             permit, self._permit = self._permit, None
+            before = breaker.state
             if verdict is _SUCCESS:
                 breaker.success(permit, now, seconds)
             elif verdict is _THROTTLED:
@@ -496,17 +512,22 @@ class Call:
                 breaker.release(permit)
             else:
                 breaker.failure(permit, now, seconds)
+            if self.trace is not None and breaker.state != before:
+                self.trace.told(now, "circuit_changed", self.number, {"old": before, "new": breaker.state})
 
     def _tell_detector(self, now: float, verdict: Verdict, answer: Answer) -> None:
         """Outlier detection learns what the attempt, or the body after its headers, turned out to be."""
         endpoint, balancer = self.endpoint, self._balancer
         if endpoint is None or balancer is None or answer.injected:
             return
+        before = endpoint.ejected
         if verdict is _SUCCESS or verdict is _THROTTLED:
             balancer.detector.success(endpoint, now)
         elif verdict is _FAILURE or verdict is _UNSENT:
             # Envoy counts its own time-outs as 504 and resets as 503: both are gateway failures, as status 0 is.
             balancer.detector.failure(endpoint, now, status=answer.status, local_origin=answer.local_origin)
+        if self.trace is not None and endpoint.ejected and not before:
+            self.trace.told(now, "endpoint_ejected", self.number, {"endpoint": endpoint.address})
 
     # ---------------------------------------------------------------------------------------- retrying
 
@@ -548,7 +569,7 @@ class Call:
             return False
         if unseen:
             self._transparent = True
-        self._attempt_over(now, answer.verdict, answer)
+        self._attempt_over(now, answer.verdict, answer, again=True)
         self._leave_endpoint(tried=True)
         self.wake_at = now + delay
         self._tell(now, "backoff", seconds=delay)
@@ -669,7 +690,7 @@ class Call:
         """Whether the call is the same as its one attempt."""
         return self.number == 1 and self._sent_at == self._began
 
-    def _attempt_over(self, now: float, verdict: Verdict, answer: Answer) -> None:
+    def _attempt_over(self, now: float, verdict: Verdict, answer: Answer, *, again: bool = False) -> None:
         """The attempt that was out is over, its body included: it is counted, if it was not as its call."""
         stats, seconds = self.plan.stats, now - self._sent_at
         if verdict is not _IGNORED and not (self._phase == _OVER and self._is_direct):
@@ -678,9 +699,9 @@ class Call:
         if self.what is None and trace is None:
             return
         outcome = (self.what or "", answer.status if answer.grpc is None else answer.grpc, _error(verdict, answer))
-        exemplar = None if trace is None else trace.attempt_over(now, self.number, outcome, verdict)
+        exemplar = None if trace is None else trace.attempt_over(now, self.number, outcome, verdict, again)
         if self.what is not None:
-            histogram = stats.outcome(outcome)
+            histogram = stats.outcomes.of(outcome)
             at = histogram.record(seconds)
             if exemplar is not None:
                 histogram.exemplars[at] = exemplar._replace(seconds=seconds)

@@ -11,15 +11,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from resilmesh.state.ledger import Block, Ledger
 
 if TYPE_CHECKING:
-    from resilmesh.engine.call import Call
+    from resilmesh.engine.call import Call, Listener
 
 log = logging.getLogger("resilmesh")
 
@@ -97,6 +97,16 @@ EVENTS = (
 
 Observer = Callable[[Event], None]
 
+class Traces(Protocol):
+    """Who begins the traces of calls."""
+
+    def begin(self, call: Call) -> Listener | None:
+        """Who is to be told of a call that starts; ``None``: nobody."""
+
+    def passes_on(self, carrier: MutableMapping[str, str]) -> None:
+        """Of a call that nobody is told of: add the headers of the trace that it is part of."""
+
+
 #: By what in their detail events of one name are counted apart, where there are few values.
 TELLS_APART: dict[str, tuple[str, ...]] = {
     "circuit_changed": ("new",),
@@ -108,7 +118,7 @@ TELLS_APART: dict[str, tuple[str, ...]] = {
 class Hub:
     """Where events go, and where calls that nobody ended wait to be cleaned up. One per mesh."""
 
-    __slots__ = ("_ledger", "_lock", "_tallies", "_watchers", "observers", "orphans", "serial")
+    __slots__ = ("_ledger", "_lock", "_tallies", "_watchers", "observers", "orphans", "serial", "tracing")
 
     def __init__(self, ledger: Ledger | None = None) -> None:
         self._lock = threading.Lock()
@@ -117,6 +127,8 @@ class Hub:
         self._tallies: dict[tuple[str, ...], Block] = {}
         #: Replaced, never mutated: a call reads it once.
         self.observers: tuple[Observer, ...] = ()
+        #: Begins the trace of each call; ``None``: nobody wants any.
+        self.tracing: Traces | None = None
         #: Those who are told of what ``report`` tells, and of no call.
         self._watchers: tuple[Observer, ...] = ()
         #: Calls whose response was garbage-collected. A finalizer may run inside a lock's holder, so it only appends.

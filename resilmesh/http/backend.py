@@ -22,8 +22,12 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from resilmesh.state.stats import BYTES_RECEIVED, BYTES_SENT
+
 if TYPE_CHECKING:
     import ssl
+
+    from resilmesh.state.stats import Stats
 
 INFINITY = float("inf")
 
@@ -54,7 +58,7 @@ class Wire:
     The base of the exchange, which fills it in: an object less for each call.
     """
 
-    __slots__ = ("alone", "connect_timeout", "head_left", "heard", "idle_timeout", "monotonic", "until", "written")
+    __slots__ = ("adopts", "alone", "connect_timeout", "head_left", "heard", "idle_timeout", "monotonic", "stats", "until", "written")
 
     monotonic: Callable[[], float]
     #: Seconds to connect, TLS included; ``inf`` when the policy does not say.
@@ -72,6 +76,14 @@ class Wire:
     heard: bool
     #: Bytes that may still be read for the head; ``inf`` once it is there, and where neighbours read theirs too (HTTP/2).
     head_left: float
+    #: The span that is current when the attempt is written is the attempt's, made by another instrumentation.
+    adopts: bool
+    #: Where the bytes are counted, heads included, TLS not.
+    stats: Stats
+
+    def adopt(self) -> None:
+        """Take the span that is current for the attempt's."""
+        raise NotImplementedError
 
     def left(self) -> float:
         """Seconds that remain, more than none. Raises ``LimitPassed``."""
@@ -129,7 +141,9 @@ class _Stream:
 
     def _read(self, wire: Wire, data: bytes) -> bytes:
         wire.heard = True
-        wire.head_left -= len(data)
+        size = len(data)
+        wire.stats.counts[BYTES_RECEIVED] += size
+        wire.head_left -= size
         if wire.head_left < 0:
             raise self._core.RemoteProtocolError(f"no end of the response's head within {MAX_HEAD_BYTES} bytes")
         return data
@@ -177,6 +191,9 @@ class Stream(_Stream):
         if self.torn:
             raise self._core.WriteError(_TORN)
         wire.written = True
+        if wire.adopts:
+            wire.adopt()
+        wire.stats.counts[BYTES_SENT] += len(buffer)
         ours = False
         try:
             if wire.until == INFINITY:
@@ -345,6 +362,9 @@ class AsyncStream(_Stream):
         if self.torn:
             raise self._core.WriteError(_TORN)
         wire.written = True
+        if wire.adopts:
+            wire.adopt()
+        wire.stats.counts[BYTES_SENT] += len(buffer)
         ours = False
         try:
             timeout, ours = wire.bound(timeout)

@@ -45,6 +45,7 @@ class PolicyTransport:
         if fallback is not None and self._handle == "handle_request" and kind_of(fallback) == "COROUTINE":
             raise TypeError("the fallback of a client that awaits nothing cannot be awaited either: pass a plain function")
         self._mesh = mesh
+        mesh.telemetry.attach()
         self._fallback = fallback
         self._clock = mesh.clock
         self._lanes = Lanes(mesh, self._kind, inner, options, self._copies())

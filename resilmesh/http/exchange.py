@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,18 +11,20 @@ from resilmesh.engine.call import RETURN, Call
 from resilmesh.engine.plan import Fallback
 from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict
 from resilmesh.errors import DeadlineExceeded, InjectedFault, TlsImpossible
-from resilmesh.http import classify, replies
+from resilmesh.http import classify, pool, replies
 from resilmesh.http.backend import INFINITY, MAX_HEAD_BYTES, LimitPassed, Wire
 from resilmesh.http.bodies import RequestBody
 from resilmesh.http.errors import in_dialect
 from resilmesh.http.mirror import copy_of
 from resilmesh.http.outer import repetition
 from resilmesh.http.shaping import passing_on, shaped
+from resilmesh.telemetry.methods import known_method
 from resilmesh.units import format_duration
 
 if TYPE_CHECKING:
     from resilmesh.clock import Clock
     from resilmesh.engine.call import FallbackReason, Step
+    from resilmesh.engine.events import Traces
     from resilmesh.engine.plan import Mirror, Plan
     from resilmesh.http.lanes import Lane, Lanes
     from resilmesh.http.library import Library
@@ -36,6 +39,7 @@ KEPT_BYTES: Final = 64 * 1024
 KEPT_SECONDS: Final = 0.05
 
 _TIMER_SLACK: Final = 0.002
+_PORTS: Final = {"http": 80, "https": 443}
 #: What our network backend is not asked about: waiting for httpcore's pool. Of a foreign transport, everything.
 _POOL_TIMEOUT: Final = ("pool",)
 _ALL_TIMEOUTS: Final = ("pool", "connect", "read", "write")
@@ -57,6 +61,7 @@ class Exchange(Wire):
         self.library = library
         self.request = request
         self.plan = plan
+        self.stats = plan.stats
         self._clock = clock
         self.monotonic = clock.monotonic
         self._outer = outer = DEADLINE.get()
@@ -72,6 +77,7 @@ class Exchange(Wire):
         #: What stands in for a failure: the request's own, the transport's, or the policy's.
         self.fallback = (own and own.get("fallback")) or fallback or plan.fallback
         self.call = Call(plan, classify.is_idempotent(request, plan), body is None or body.replayable, outer)
+        self.call.what = known_method(request.method)
         repeated = repetition(request.headers)
         if repeated:
             self.call.repeats(repeated)
@@ -114,6 +120,10 @@ class Exchange(Wire):
                 self.body.rewind()
         elif self.plan.mirror is not None:
             self.mirror(self.plan.mirror)
+        tracing = self.plan.hub.tracing
+        self.adopts = False
+        if tracing is not None:
+            self._traced(request, tracing, lane)
         until, deadline = call.headers_by, call.deadline
         self.until = until = until if until < deadline else deadline
         self.written = True
@@ -134,6 +144,31 @@ class Exchange(Wire):
         if bounds:
             extensions["timeout"] = self._timeouts(extensions.get("timeout"), _ALL_TIMEOUTS if lane.foreign else _POOL_TIMEOUT)
         return sent
+
+    def _traced(self, request: Any, tracing: Traces, lane: Lane) -> None:
+        """Begin the span of the attempt and add its headers, unless an instrumentation of the client does both."""
+        trace = self.call.trace
+        if trace is None:
+            tracing.passes_on(request.headers)
+        elif "opentelemetry.instrumentation.httpx" in sys.modules and not lane.foreign and pool.is_instrumented(lane.inner):
+            self.adopts = True
+        else:
+            url = request.url
+            port = url.port or _PORTS.get(url.scheme)
+            name = f"{self.call.what} {self.plan.service}"
+            trace.sends(name if self.plan.route is None else f"{name}/{self.plan.route}", {
+                "http.request.method": self.call.what, "server.address": url.host, "server.port": port or 0,
+                # The query may hold a secret.
+                "url.full": f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}",
+            }, request.headers)
+
+    def adopt(self) -> None:
+        from opentelemetry.trace import get_current_span
+
+        self.adopts = False
+        trace = self.call.trace
+        if trace is not None:
+            trace.adopt(get_current_span())
 
     def _timeouts(self, own: dict[str, float | None] | None, names: tuple[str, ...]) -> dict[str, float | None]:
         """The client's time-outs, bounded by ours where our backend is not asked."""

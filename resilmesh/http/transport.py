@@ -50,6 +50,7 @@ class SyncExchange(Exchange):
         sent = self.prepare(call)
         lane, outer = self.lane, CURRENT.get()
         CURRENT.set(self)
+        inside = call.trace.runs() if self.adopts and call.trace is not None else None
         try:
             response = lane.inner.handle_request(sent)
         except LimitPassed as limit:
@@ -66,6 +67,8 @@ class SyncExchange(Exchange):
             raise
         finally:
             CURRENT.set(outer)
+            if inside is not None and call.trace is not None:
+                call.trace.ran(inside)
             if lane.foreign:
                 self.adopt_read_body(sent)
         return self.responded(response)

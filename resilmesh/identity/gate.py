@@ -18,6 +18,7 @@ from resilmesh.identity import xfcc
 from resilmesh.identity.authz import Authorizer, ip_address
 from resilmesh.identity.spiffe import IdentityError, SpiffeId
 from resilmesh.state.ledger import Block, Ledger
+from resilmesh.state.stats import DECISIONS
 
 if TYPE_CHECKING:
     from resilmesh.identity.authz import Decision
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 #: What is told to whom the rules do not let in: Envoy's own words.
 ACCESS_DENIED = "RBAC: access denied"
 
-
-#: What is counted of them, in the order of the counts.
-DECISIONS = ("allowed", "denied", "audited", "shadowDenied", "refused")
 _ALLOWED, _DENIED, _AUDITED, _SHADOW_DENIED, _REFUSED = range(5)
 
 

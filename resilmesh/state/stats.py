@@ -107,6 +107,36 @@ MOST_OUTCOMES = 200
 OTHER: Final[Outcome] = ("_OTHER", 0, "")
 
 
+class Outcomes:
+    """Durations by outcome; of too many kinds of outcome the last together."""
+
+    __slots__ = ("_kept", "_ledger", "_where")
+
+    def __init__(self, ledger: Ledger, service: str, route: str) -> None:
+        self._ledger = ledger
+        self._where = (service, route)
+        self._kept: dict[Outcome, Histogram] = {}
+
+    def of(self, outcome: Outcome) -> Histogram:
+        """The histogram of those that came to this."""
+        found = self._kept.get(outcome)
+        if found is None:
+            if len(self._kept) >= MOST_OUTCOMES and outcome != OTHER:
+                return self.of(OTHER)
+            what, status, error = outcome
+            made = Histogram(self._ledger, ("outcome", *self._where, what, str(status), error))
+            found = self._kept.setdefault(outcome, made)
+        return found
+
+    def items(self) -> list[tuple[Outcome, Histogram]]:
+        """All there are."""
+        return list(self._kept.items())
+
+
+#: What is counted of requests that arrived, in the order of the counts (``identity.gate.Verdicts``).
+DECISIONS: Final = ("allowed", "denied", "audited", "shadowDenied", "refused")
+
+
 class Stats(Block):
     """What happened on one route since the process began. Survives a new policy."""
 
@@ -118,7 +148,7 @@ class Stats(Block):
         self.service, self.route = service, route
         self.histograms: dict[str, Histogram] = {}
         #: Attempts by what they came to.
-        self.outcomes: dict[Outcome, Histogram] = {}
+        self.outcomes = Outcomes(ledger, service, route)
 
     # ------------------------------------------------------------------------------------------- counting
 
@@ -132,17 +162,6 @@ class Stats(Block):
         found = self.histograms.get(name)
         if found is None:
             found = self.histograms.setdefault(name, Histogram(self._ledger, ("duration", self.service, self.route, name)))
-        return found
-
-    def outcome(self, key: Outcome) -> Histogram:
-        """Attempts that came to this; to anything, where too many kinds were seen already."""
-        found = self.outcomes.get(key)
-        if found is None:
-            if len(self.outcomes) >= MOST_OUTCOMES and key != OTHER:
-                return self.outcome(OTHER)
-            what, status, error = key
-            made = Histogram(self._ledger, ("outcome", self.service, self.route, what, str(status), error))
-            found = self.outcomes.setdefault(key, made)
         return found
 
     # -------------------------------------------------------------------------------------------- reading
@@ -215,7 +234,7 @@ class Stats(Block):
             "attemptsByVerdict": self.labelled("attemptsByVerdict"),
             "outcomes": [
                 {"of": what, "status": status, "error": error, "attempts": sum(found.counts), "seconds": round(found.sums[0], 6)}
-                for (what, status, error), found in list(self.outcomes.items())
+                for (what, status, error), found in self.outcomes.items()
             ],
             "durations": {
                 "bounds": list(BOUNDS), "succeeded": of_succeeded, "failed": of_failed,

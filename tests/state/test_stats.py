@@ -75,9 +75,9 @@ def test_direct_calls_are_counted_once_for_call_and_attempt():
 def test_of_too_many_outcomes_the_last_are_counted_together():
     stats = _stats()
     for number in range(MOST_OUTCOMES + 50):
-        stats.outcome((f"/service/Method{number}", 0, "")).record(0.1)
-    assert len(stats.outcomes) == MOST_OUTCOMES + 1
-    assert sum(stats.outcomes[OTHER].counts) == 50
+        stats.outcomes.of((f"/service/Method{number}", 0, "")).record(0.1)
+    assert len(stats.outcomes.items()) == MOST_OUTCOMES + 1
+    assert sum(dict(stats.outcomes.items())[OTHER].counts) == 50
 
 
 @given(st.lists(st.tuples(st.sampled_from(["success", "failure", "abandoned", "RateLimited", "open"]), st.floats(0, 30))))

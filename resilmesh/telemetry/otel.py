@@ -1,0 +1,183 @@
+"""A mesh's metrics in the OpenTelemetry SDK that the program has set up.
+
+Counters and gauges are observable instruments: the SDK asks when it collects, and a call costs it nothing. For histograms the SDK has no
+such instrument, and recording each call costs 7 us; so ours are put among the metrics that a reader is about to receive
+(``MetricReader._receive_metrics``, which the SDK documents for subclasses), as the data points that its own would have become.
+
+Each process tells of itself, as OpenTelemetry wants it: ``service.instance.id`` keeps workers apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from resilmesh.state.stats import BOUNDS
+from resilmesh.telemetry.catalogue import METRICS, Metric
+from resilmesh.telemetry.collect import Durations, Points
+from resilmesh.telemetry.prometheus import TOLD_BOUNDS, TOLD_ENDS
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+
+log = logging.getLogger("resilmesh")
+
+SCOPE = "resilmesh"
+
+
+def meter_provider() -> Any:
+    """The SDK's, if the program has set one up; ``None``: it has not."""
+    if "opentelemetry.sdk.metrics" not in sys.modules:
+        return None
+    from opentelemetry.metrics import get_meter_provider
+    from opentelemetry.sdk.metrics import MeterProvider
+
+    found = get_meter_provider()
+    return found if isinstance(found, MeterProvider) else None
+
+
+def set_up(service_name: str | None) -> None:
+    """Make the SDK's providers by the ``OTEL_*`` variables, with OTLP where they name no exporter, unless there are some already.
+
+    ``service_name``: where ``OTEL_SERVICE_NAME`` does not say. Raises ``RuntimeError`` without the SDK.
+    """
+    try:
+        from opentelemetry.sdk._configuration import _OTelSDKConfigurator
+    except ImportError:
+        raise RuntimeError("there is no OpenTelemetry SDK here: pip install 'resilmesh[otel]'") from None
+    from opentelemetry.trace import get_tracer_provider
+
+    if meter_provider() is not None or hasattr(get_tracer_provider(), "add_span_processor"):
+        return
+    class Configurator(_OTelSDKConfigurator):
+        """The SDK's own way from its variables to its providers, which it wants to have subclassed."""
+
+    given: dict[str, Any] = {}
+    for signal in ("trace", "metric"):
+        if not os.environ.get(f"OTEL_{signal.upper()}S_EXPORTER"):
+            given[f"{signal}_exporter_names"] = ["otlp"]
+    if service_name and not os.environ.get("OTEL_SERVICE_NAME") and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        given["resource_attributes"] = {"service.name": service_name}
+    Configurator().configure(**given)  # type: ignore[no-untyped-call]  # the SDK's own method has no types
+
+
+class Export:
+    """The metrics of one mesh in one provider. ``points``: gives them anew."""
+
+    def __init__(self, points: Callable[[], Points], provider: MeterProvider) -> None:
+        self._points = points
+        self._now: Points = {}
+        self._began = time.time_ns()
+        self._closed = False
+        meter = provider.get_meter(SCOPE)
+        make = {
+            "counter": meter.create_observable_counter, "sum": meter.create_observable_up_down_counter,
+            "max": meter.create_observable_gauge, "min": meter.create_observable_gauge,
+        }
+        # Instruments are asked in the order in which they were made: the first looks, the others tell of the same moment.
+        for number, metric in enumerate(each for each in METRICS if each.kind != "histogram"):
+            asked = partial(self._observe, metric.name, number == 0)
+            make[metric.kind](metric.name, callbacks=[asked], unit=metric.unit, description=metric.told)
+        readers = getattr(provider, "_metric_readers", None)
+        if readers is None:
+            log.warning("this OpenTelemetry SDK does not tell its metric readers: durations are not exported, everything else is")
+        for reader in readers or ():
+            reader._receive_metrics = _Adding(self, reader)
+
+    def close(self) -> None:
+        """Tell nothing any more."""
+        self._closed = True
+
+    def after_fork(self) -> None:
+        """In a child: it counts from now."""
+        self._began = time.time_ns()
+
+    def _observe(self, name: str, first: bool, options: CallbackOptions) -> Iterable[Observation]:
+        from opentelemetry.metrics import Observation
+
+        if self._closed:
+            return []
+        if first:
+            self._now = self._points()
+        return [Observation(each.value, dict(each.attributes)) for each in self._now.get(name, ()) if not isinstance(each, Durations)]
+
+    def histograms(self) -> Iterable[tuple[Metric, list[Durations]]]:
+        """Those of the moment at which the instruments were asked."""
+        if self._closed:
+            return
+        for metric in METRICS:
+            if metric.kind == "histogram":
+                found = [each for each in self._now.get(metric.name, ()) if isinstance(each, Durations)]
+                if found:
+                    yield metric, found
+
+    @property
+    def began(self) -> int:
+        """Since when was counted, in nanoseconds of Unix time."""
+        return self._began
+
+
+class _Adding:
+    """In place of a reader's ``_receive_metrics``: puts the histograms among them."""
+
+    def __init__(self, export: Export, reader: Any) -> None:
+        from opentelemetry.sdk.metrics import Histogram
+        from opentelemetry.sdk.metrics.export import AggregationTemporality
+
+        self._export = export
+        self._receive = reader._receive_metrics
+        self._temporality = reader._instrument_class_temporality.get(Histogram, AggregationTemporality.CUMULATIVE)
+        self._delta = self._temporality == AggregationTemporality.DELTA
+        #: Of a reader that wants differences: what it was told last, and when.
+        self._told: dict[tuple[str, Any], tuple[list[int], float]] = {}
+        self._told_at = export.began
+
+    def __call__(self, metrics_data: Any, *arguments: Any, **options: Any) -> None:
+        self._receive(self._with(metrics_data), *arguments, **options)
+
+    def _with(self, data: Any) -> Any:
+        from opentelemetry.sdk.metrics.export import Histogram as Data
+        from opentelemetry.sdk.metrics.export import Metric as Told
+
+        now, made = time.time_ns(), []
+        for metric, points in self._export.histograms():
+            told = [each for each in (self._point(metric.name, point, now) for point in points) if each is not None]
+            if told:
+                made.append(Told(metric.name, metric.told, metric.unit, Data(told, self._temporality)))
+        self._told_at = now
+        if not made or data is None:
+            return data
+        first, *rest = data.resource_metrics
+        scopes = [replace(each, metrics=[*each.metrics, *made]) if each.scope.name == SCOPE else each for each in first.scope_metrics]
+        return replace(data, resource_metrics=[replace(first, scope_metrics=scopes), *rest])
+
+    def _point(self, name: str, point: Durations, now: int) -> Any:
+        from opentelemetry.sdk.metrics.export import HistogramDataPoint
+
+        counts, seconds = list(point.counts), point.seconds
+        begun = self._export.began
+        if self._delta:
+            before, its = self._told.get((name, point.attributes), ([0] * len(counts), 0.0))
+            self._told[name, point.attributes] = counts, seconds
+            counts, seconds, begun = [new - old for new, old in zip(counts, before, strict=True)], seconds - its, self._told_at
+            if not any(counts):
+                return None
+        ends = (*TOLD_ENDS, len(BOUNDS) + 1)
+        buckets = [sum(counts[begin:end]) for begin, end in zip((0, *ends[:-1]), ends, strict=True)]
+        # What was least and most nobody has kept: None is left out on the wire.
+        return HistogramDataPoint(
+            dict(point.attributes), begun, now, sum(buckets), seconds, buckets, TOLD_BOUNDS, min=None, max=None,  # type: ignore[arg-type]
+            exemplars=[_exemplar(each) for each in point.exemplars.values()],
+        )
+
+
+def _exemplar(kept: Any) -> Any:
+    from opentelemetry.sdk.metrics import Exemplar
+
+    return Exemplar({}, kept.seconds, int(kept.at * 1e9), int(kept.span_id, 16), int(kept.trace_id, 16))
