@@ -27,6 +27,7 @@ from resilmesh.engine.store import Store
 from resilmesh.errors import Forbidden, PolicyError, UnknownService
 from resilmesh.state.breaker import Force
 from resilmesh.state.ledger import Ledger
+from resilmesh.state.stats import Outcomes
 from resilmesh.telemetry.telemetry import Telemetry
 from resilmesh.watch import PolicyFile
 
@@ -135,6 +136,8 @@ class Mesh:
         self._rng = Random(seed)  # noqa: S311  # jitter and drills, not secrets
         #: Where everything that is counted is kept.
         self.ledger = Ledger()
+        #: Requests that were served here, or refused, by what they came to.
+        self.arrivals = Outcomes(self.ledger, INBOUND, "*")
         self._hub = Hub(self.ledger)
         self._store = Store(self.ledger)
         self._applying = threading.Lock()
@@ -152,7 +155,7 @@ class Mesh:
         self._in_force: Compiler | None = None
         self._loaded: Loaded
         self._compile(loaded)
-        self.telemetry = Telemetry(self, os.environ.get("RESILMESH_STATS_DIR"))
+        self.telemetry = Telemetry(self, os.environ.get("RESILMESH_STATS_DIR"), os.environ.get("RESILMESH_ACCESS_LOG"))
         self.telemetry.attach()
         _meshes.add(self)
         for tell in made:

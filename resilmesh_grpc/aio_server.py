@@ -37,20 +37,22 @@ Behaviour = Callable[..., Any]
 class AioServing(Serving):
     """A served call in its task. ``async with`` it the handler runs, once the policy has let the call through."""
 
-    __slots__ = ("_tokens",)
+    __slots__ = ("_seat", "_tokens")
     _tokens: tuple[Token[Any], ...]
 
     async def __aenter__(self) -> AioServing:
         if self.denied is not None:
-            await self.context.abort(*self.denied)
+            await self.context.abort(*self.told(*self.denied))
         if self.call is not None:
             await self._admit(self.call)
+        self._seat = self.served.enter()
         self._tokens = DEADLINE.set(self.inside), CALLER.set(self.caller), PASSED_ON.set(self.passed_on)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for token in self._tokens:
             unset(token)
+        self.served.leave(self._seat)
         ran_out = self.ran_out(error)
         self.done(error)
         if ran_out and not self.context.done():
@@ -59,12 +61,17 @@ class AioServing(Serving):
     async def _admit(self, call: Call) -> None:
         """Wait for leave to serve the call. Where there is none the call is aborted, as a handler would do it."""
         # grpc drops the generator of a stream whose caller went away, and does not close it.
-        self.context.add_done_callback(lambda context: call.abandon(self.clock.monotonic()))
+        self.context.add_done_callback(lambda context: self._gone(call))
         if await start(call, self.clock) is RAISE:
             await self.context.abort(*self.refusal(call))
         drilled = self.drilled(call)
         if drilled is not None:
             await self.context.abort(*drilled)
+
+    def _gone(self, call: Call) -> None:
+        """The RPC is over, however it ended."""
+        call.abandon(self.clock.monotonic())
+        self.served.over(grpc.StatusCode.CANCELLED.name, "cancelled")
 
 
 def policed(mesh: Mesh, method: str, behaviour: Behaviour, streams: bool) -> Behaviour:

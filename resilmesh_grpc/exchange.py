@@ -8,7 +8,7 @@ generator cannot. A status that the service gave is repeated where retryOn has i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -177,6 +177,7 @@ class Exchange:
             metadata = [*(metadata or ()), *(pair for pair in passed_on if pair[0] not in own)]
         self.method = method
         call.what = method.path
+        call.asker = self
         self.metadata = metadata
         #: The last outcome: a message, or what is raised.
         self.value: Any = None
@@ -221,6 +222,15 @@ class Exchange:
             None if last == INFINITY else last - now + _SLACK if last > now else _LONG_AGO,
             metadata if tracing is None else self._traced(metadata, tracing),
         )
+
+    def asked(self) -> tuple[str, str, str, Mapping[str, str]]:
+        """What of the call is written into a log."""
+        headers = {name: value for name, value in self.metadata or () if isinstance(value, str)}
+        return self.method.path, "HTTP/2", self.authority or self.caller.target.text, headers
+
+    def sizes(self) -> tuple[int, int]:
+        """grpcio does not tell them."""
+        return 0, 0
 
     def _traced(self, metadata: Metadata | None, tracing: Traces) -> list[tuple[str, Any]]:
         """The metadata with that of the trace which the attempt is part of."""

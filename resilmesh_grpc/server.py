@@ -36,7 +36,7 @@ Watch = Callable[[Callable[[], None]], object]
 class SyncServing(Serving):
     """A served call in its thread. ``with`` it the handler runs, once the policy has let the call through."""
 
-    __slots__ = ("_busy", "_outer", "_waker", "_watch", "gone")
+    __slots__ = ("_busy", "_outer", "_seat", "_waker", "_watch", "gone")
 
     def __init__(self, mesh: Mesh, context: Any, watch: Watch, method: str) -> None:
         super().__init__(mesh, context, method)
@@ -52,7 +52,7 @@ class SyncServing(Serving):
         """Wait for leave to serve the call. Where there is none the call is aborted, as a handler would do it."""
         call = self.call
         if self.denied is not None:
-            self.context.abort(*self.denied)
+            self.context.abort(*self.told(*self.denied))
         if call is None:
             return
         if self._watch(self._left) is False:
@@ -72,6 +72,8 @@ class SyncServing(Serving):
     def _left(self) -> None:
         """The RPC is over, on the thread that noticed."""
         self.gone = True
+        if not self._busy:
+            self.served.over(grpc.StatusCode.CANCELLED.name, "cancelled")
         if not self._busy and self.call is not None:
             self.call.abandon(self.monotonic())
         if self._waker is not None:
@@ -123,6 +125,7 @@ class SyncServing(Serving):
     def take_up(self) -> None:
         """The handler is at work from here on, under the deadline that it left when it stopped."""
         self._busy = True
+        self._seat = self.served.enter()
         self._outer = DEADLINE.get(), CALLER.get(), PASSED_ON.get()
         DEADLINE.set(self.inside)
         CALLER.set(self.caller)
@@ -135,6 +138,7 @@ class SyncServing(Serving):
         DEADLINE.set(deadline)
         CALLER.set(caller)
         PASSED_ON.set(passed_on)
+        self.served.leave(self._seat)
         self._busy = False
         if self.gone and self.call is not None:
             self.call.abandon(self.monotonic())

@@ -25,6 +25,7 @@ from resilmesh.engine.call import Call
 from resilmesh.engine.plan import INFINITY
 from resilmesh.engine.verdict import Answer, Verdict, of_grpc
 from resilmesh.errors import ConcurrencyExceeded, DeadlineExceeded, InjectedFault
+from resilmesh.telemetry.served import Served
 from resilmesh_grpc import errors
 from resilmesh_grpc.callers import admit
 from resilmesh_grpc.metadata import Headers
@@ -61,16 +62,22 @@ def wrapped(handler: Any, wrap: Callable[[Callable[..., Any], bool], Callable[..
 class Serving:
     """One served call. ``call`` is None where no policy applies to it: mode OFF, or no ``inbound`` block."""
 
-    __slots__ = ("_streams", "_until", "call", "caller", "clock", "context", "denied", "inside", "passed_on")
+    __slots__ = ("_streams", "_until", "call", "caller", "clock", "context", "denied", "inside", "passed_on", "served")
 
     def __init__(self, mesh: Mesh, context: Any, method: str) -> None:
         table = mesh.table
         self.clock = clock = mesh.clock
         self.context = context
+        metadata = context.invocation_metadata() or ()
+        #: What is told of it.
+        self.served = Served(
+            mesh, method, method[1:], {key: value for key, value in metadata if isinstance(value, str)},
+            {"rpc.system.name": "grpc", "rpc.method": method[1:]},
+        )
         #: Whom the call is from, and why it is not let in (its status and details; ``None``: it is).
         self.caller, self.denied = admit(mesh, table, context, method)
         #: What the calls of the handler pass on.
-        self.passed_on = passed_on(context.invocation_metadata() or ())
+        self.passed_on = passed_on(metadata)
         #: The deadline of what the handler calls. OBSERVE and OFF change nothing, so they set none.
         self.inside = outer = DEADLINE.get()
         remaining = context.time_remaining()
@@ -86,7 +93,7 @@ class Serving:
         """How a call ends that is not let through: its status and details. A pushback goes into its trailing metadata."""
         error = call.take_error()
         if isinstance(error, InjectedFault):
-            return errors.code_of(error), error.reply[1]
+            return self.told(errors.code_of(error), error.reply[1])
         if error.retry_after is not None:
             pushback = ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000)))
             # The context of a synchronous handler under grpc.aio does not say what there is already.
@@ -94,7 +101,12 @@ class Serving:
             self.context.set_trailing_metadata((*already, pushback))
         # For want of a slot it is as grpcio's own maximum_concurrent_rpcs says; a caller's limit (UNAVAILABLE) is another matter.
         exhausted = isinstance(error, ConcurrencyExceeded)
-        return grpc.StatusCode.RESOURCE_EXHAUSTED if exhausted else errors.code_of(error), error.args[0]
+        return self.told(grpc.StatusCode.RESOURCE_EXHAUSTED if exhausted else errors.code_of(error), error.args[0])
+
+    def told(self, code: grpc.StatusCode, details: str) -> tuple[grpc.StatusCode, str]:
+        """A status in the handler's place, and its details; it is told."""
+        self.served.over(code.name)
+        return code, details
 
     def drilled(self, call: Call) -> tuple[grpc.StatusCode, str] | None:
         """The same for a fault of scope ATTEMPT, which answers in the handler's place; None: there is none."""
@@ -103,7 +115,7 @@ class Serving:
         code = errors.of_fault(call.injected, call.injected_grpc)
         verdict, _, status = of_grpc(code.value[0])
         call.answered(self.clock.monotonic(), call.number, Answer(verdict, 0, status, grpc=code.name, injected=True))
-        return code, InjectedFault.reply[1]
+        return self.told(code, InjectedFault.reply[1])
 
     def message(self) -> None:
         """A message of a stream is on its way."""
@@ -120,6 +132,10 @@ class Serving:
 
     def done(self, error: BaseException | None) -> None:
         """The handler, or its stream, came to its end."""
+        if error is not None and not isinstance(error, Exception):
+            self.served.over(grpc.StatusCode.CANCELLED.name, "cancelled")
+        else:
+            self.served.over(self._answer(error).grpc or "OK")
         call, now = self.call, self.clock.monotonic()
         if call is None:
             return

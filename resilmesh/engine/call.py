@@ -141,6 +141,16 @@ class Listener(Protocol):
         """An attempt is over, its body included. ``again``: another follows. Gives what it may be found by, but for the seconds."""
 
 
+class Asker(Protocol):
+    """The adapter of a call, which knows what of the protocol is written into a log."""
+
+    def asked(self) -> tuple[str, str, str, Mapping[str, str]]:
+        """The path without its query, the protocol, the authority, and the headers."""
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the request's body and of the response's, as far as they are known."""
+
+
 class Call:
     """One logical call. ``deadline`` is an outer, absolute deadline (monotonic seconds) that caps the plan's own.
 
@@ -151,7 +161,7 @@ class Call:
     __slots__ = (
         "_answer", "_balancer", "_began", "_born", "_gate", "_outer", "_permit", "_phase", "_sent_at", "_serial", "_ticket", "_to_headers",
         "_transparent", "_tried",
-        "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "injected_grpc", "number", "own_timeout", "plan",
+        "asker", "deadline", "endpoint", "error", "headers_by", "idempotent", "injected", "injected_grpc", "number", "own_timeout", "plan",
         "repetition", "replayable", "trace", "values", "wake_at", "what",
     )
 
@@ -171,6 +181,8 @@ class Call:
         self.error: CallError | None = None
         #: What it asks for, where adapters know it: an HTTP method, or the path of a gRPC method. The attempts are counted by it.
         self.what: str | None = None
+        #: Who asks, for those who write it down.
+        self.asker: Asker | None = None
         self.trace: Listener | None = None
         self._gate: Concurrency | None = None
         self._phase = _NEW

@@ -207,7 +207,9 @@ class AsyncBody:
     async def __anext__(self) -> bytes:
         exchange: AsyncExchange = self._exchange
         try:
-            return await exchange.part(self._advance)
+            chunk = await exchange.part(self._advance)
+            exchange.body_bytes += len(chunk)
+            return chunk
         except StopAsyncIteration:
             if not self._ended:
                 self._ended = True

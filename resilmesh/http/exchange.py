@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from resilmesh.drive.context import DEADLINE, PASSED_ON
@@ -50,8 +50,8 @@ class Exchange(Wire):
     """What the drive loop asks for attempts, and what the transport asks for the result."""
 
     __slots__ = (
-        "_address", "_clock", "_outer", "answer", "body", "call", "error", "fallback", "lane", "lanes", "library", "plan", "request",
-        "response", "shaped",
+        "_address", "_clock", "_outer", "answer", "body", "body_bytes", "call", "error", "fallback", "lane", "lanes", "library", "plan",
+        "request", "response", "shaped",
     )
 
     def __init__(
@@ -78,6 +78,9 @@ class Exchange(Wire):
         self.fallback = (own and own.get("fallback")) or fallback or plan.fallback
         self.call = Call(plan, classify.is_idempotent(request, plan), body is None or body.replayable, outer)
         self.call.what = known_method(request.method)
+        self.call.asker = self
+        #: Of the response's body, as far as it was read.
+        self.body_bytes = 0
         repeated = repetition(request.headers)
         if repeated:
             self.call.repeats(repeated)
@@ -161,6 +164,18 @@ class Exchange(Wire):
                 # The query may hold a secret.
                 "url.full": f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}",
             }, request.headers)
+
+    def asked(self) -> tuple[str, str, str, Mapping[str, str]]:
+        """What of the request is written into a log."""
+        headers = self.shaped.headers
+        lane = getattr(self, "lane", None)
+        http2 = self.plan.http2 or (lane is not None and lane.multiplexed)
+        return self.request.url.path, "HTTP/2" if http2 else "HTTP/1.1", headers.get("host", ""), headers
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the two bodies."""
+        length = self.request.headers.get("content-length", "")
+        return int(length) if length.isdigit() else 0, self.body_bytes
 
     def adopt(self) -> None:
         from opentelemetry.trace import get_current_span

@@ -194,6 +194,7 @@ class Body:
                 raise
             finally:
                 CURRENT.set(outer)
+            exchange.body_bytes += len(chunk)
             yield chunk
         if not self._ended:
             self._ended = True

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from resilmesh.drive.aio import start
 from resilmesh.identity.gate import Connection
 from resilmesh.inbound.serving import Arrival, Reply, Serving, let_in
+from resilmesh.telemetry.served import has_instrumentation
 
 if TYPE_CHECKING:
     from resilmesh.mesh import Mesh
@@ -42,6 +43,7 @@ class Middleware:
             raise TypeError(f"the first argument is the ASGI application, not {app!r}")
         self._app = app
         self._mesh = mesh
+        mesh.telemetry.attach()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -49,7 +51,7 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         arrival = _arrival(scope)
-        serving = let_in(self._mesh, arrival)
+        serving = let_in(self._mesh, arrival, traced_within=self._mesh.telemetry.tracing is not None and has_instrumentation(self._app))
         if isinstance(serving, Reply):
             await _reply(scope, send, serving)
             return
@@ -57,7 +59,11 @@ class Middleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, serving: Serving, arrival: Arrival) -> None:
         error: BaseException | None = None
-        reply = None if serving.call is None else serving.outcome(await start(serving.call, self._mesh.clock))
+        try:
+            reply = None if serving.call is None else serving.outcome(await start(serving.call, self._mesh.clock))
+        except BaseException:
+            serving.served.over(0, "cancelled")
+            raise
         if reply is not None:
             await _reply(scope, send, reply)
             return

@@ -24,6 +24,8 @@ from resilmesh.identity.authz import InboundRequest
 from resilmesh.identity.gate import ACCESS_DENIED, Connection, Refused, check_one_meaning
 from resilmesh.identity.paths import HostilePath, normalise
 from resilmesh.identity.xfcc import HEADER, made_of
+from resilmesh.telemetry.methods import known_method
+from resilmesh.telemetry.served import Served
 
 if TYPE_CHECKING:
     from resilmesh.engine.call import Step
@@ -55,24 +57,40 @@ class Reply(NamedTuple):
     headers: Headers = ()
 
 
-def let_in(mesh: Mesh, arrival: Arrival) -> Serving | Reply:
-    """The request as it is served, or the answer to who may not come in."""
+def let_in(mesh: Mesh, arrival: Arrival, *, traced_within: bool = False) -> Serving | Reply:
+    """The request as it is served, or the answer to who may not come in. ``traced_within``: the application makes the span of it."""
+    served = _served(mesh, arrival, traced_within)
     try:
-        return Serving(mesh, arrival)
+        serving = Serving(mesh, arrival, served)
     except Refused as refused:
         reason = str(refused)
         if reason:
             mesh.turned_away(reason)
+        served.over(refused.status)
         return Reply(refused.status, _BODIES[refused.status])
+    identity = serving.caller.identity
+    served.tell(caller=None if identity is None else str(identity))
+    return serving
+
+
+def _served(mesh: Mesh, arrival: Arrival, within: bool) -> Served:
+    method = known_method(arrival.method)
+    attributes: dict[str, Any] = {"http.request.method": method, "url.path": arrival.target.partition("?")[0]}
+    if arrival.connection.source is not None:
+        attributes["client.address"] = arrival.connection.source
+    return Served(mesh, method, method, dict(arrival.headers), attributes, within=within)
 
 
 class Serving:
     """A request that was let in."""
 
-    __slots__ = ("_clock", "_inside", "_responded", "_tokens", "call", "caller", "headers", "path")
+    __slots__ = ("_clock", "_inside", "_responded", "_seat", "_tokens", "call", "caller", "headers", "path", "served")
 
-    def __init__(self, mesh: Mesh, arrival: Arrival) -> None:
+    def __init__(self, mesh: Mesh, arrival: Arrival, served: Served) -> None:
         """Raises ``Refused``."""
+        #: What is told of it.
+        self.served = served
+        self._seat: Any = None
         table = mesh.table
         self._clock = clock = mesh.clock
         by_name = _by_name(arrival.headers)
@@ -104,18 +122,22 @@ class Serving:
             return None
         if step is RAISE:
             error = call.take_error()
-            return Reply(error.status, error.reply[1]) if isinstance(error, InjectedFault) else _reply(error)
-        if call.injected is None:
+            reply = Reply(error.status, error.reply[1]) if isinstance(error, InjectedFault) else _reply(error)
+        elif call.injected is None:
             return None
-        # A fault stands in the application's place.
-        verdict, _ = of_status(call.injected)
-        call.answered(self._clock.monotonic(), call.number, Answer(verdict, 0, call.injected, injected=True))
-        return Reply(call.injected, InjectedFault.reply[1])
+        else:
+            # A fault stands in the application's place.
+            verdict, _ = of_status(call.injected)
+            call.answered(self._clock.monotonic(), call.number, Answer(verdict, 0, call.injected, injected=True))
+            reply = Reply(call.injected, InjectedFault.reply[1])
+        self.served.over(reply.status)
+        return reply
 
     # ----------------------------------------------------------------------------------------- the context
 
     def begin(self, arrival: Arrival) -> None:
         """What the application calls knows whom it is called for, by when it must be done, and of which trace it is part."""
+        self._seat = self.served.enter()
         self._tokens = CALLER.set(self.caller), DEADLINE.set(self._inside), PASSED_ON.set(passed_on(arrival.headers))
 
     def end(self) -> None:
@@ -123,11 +145,13 @@ class Serving:
         for token in self._tokens:
             unset(token)
         self._tokens = ()
+        self.served.leave(self._seat)
 
     # --------------------------------------------------------------------------------------------- the end
 
     def responded(self, status: int) -> None:
         """The application gave its status."""
+        self.served.status = status
         if self.call is not None and not self._responded:
             self._responded = True
             verdict, _ = of_status(status)
@@ -135,6 +159,13 @@ class Serving:
 
     def done(self, error: BaseException | None) -> None:
         """It came to its end. ``error``: what it raised."""
+        status = self.served.status
+        if error is None:
+            self.served.over(status)
+        elif isinstance(error, Exception):
+            self.served.over(status or 500, "incomplete_body" if status else type(error).__qualname__)
+        else:
+            self.served.over(status, "cancelled")
         call, now = self.call, self._clock.monotonic()
         if call is None:
             return

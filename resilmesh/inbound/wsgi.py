@@ -19,6 +19,7 @@ from resilmesh.identity.gate import Connection
 from resilmesh.inbound.asgi import CONNECTION
 from resilmesh.inbound.connections import of_tls
 from resilmesh.inbound.serving import Arrival, Reply, Serving, let_in
+from resilmesh.telemetry.served import has_instrumentation
 
 if TYPE_CHECKING:
     from resilmesh.mesh import Mesh
@@ -40,14 +41,19 @@ class Middleware:
             raise TypeError(f"the first argument is the WSGI application, not {app!r}")
         self._app = app
         self._mesh = mesh
+        mesh.telemetry.attach()
 
     def __call__(self, environ: Environment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request, or refuse it."""
         arrival = _arrival(environ)
-        serving = let_in(self._mesh, arrival)
+        serving = let_in(self._mesh, arrival, traced_within=self._mesh.telemetry.tracing is not None and has_instrumentation(self._app))
         if isinstance(serving, Reply):
             return _reply(start_response, serving)
-        reply = None if serving.call is None else serving.outcome(start(serving.call, self._mesh.clock))
+        try:
+            reply = None if serving.call is None else serving.outcome(start(serving.call, self._mesh.clock))
+        except BaseException:
+            serving.served.over(0, "cancelled")
+            raise
         if reply is not None:
             return _reply(start_response, reply)
         return self._serve(environ, start_response, serving, arrival)

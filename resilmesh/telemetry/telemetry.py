@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resilmesh.telemetry.collect import Points, Row, collect
+from resilmesh.telemetry.log import StateLog
 from resilmesh.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from resilmesh.engine.compile import Table
     from resilmesh.engine.events import Hub
     from resilmesh.state.ledger import Ledger
+    from resilmesh.telemetry.access import AccessLog
     from resilmesh.telemetry.otel import Export
+    from resilmesh.telemetry.tracing import Tracing
     from resilmesh.telemetry.workers import Worker
 
 log = logging.getLogger("resilmesh")
@@ -48,18 +51,25 @@ class Observed(Protocol):
 
 
 class Telemetry:
-    """One mesh's figures, for whoever wants to read them. ``directory``: where several workers' become one."""
+    """One mesh's figures, for whoever wants to read them. ``directory``: of ``share``; ``access_log``: a path, of ``access_log``."""
 
-    def __init__(self, mesh: Observed, directory: str | os.PathLike[str] | None) -> None:
+    def __init__(self, mesh: Observed, directory: str | os.PathLike[str] | None, access_log: str | os.PathLike[str] | None) -> None:
         self._held = weakref.ref(mesh)
         self._began = mesh.clock.monotonic()
         self._worker: Worker | None = None
         self._ticker: Ticker | None = None
         self._export: Export | None = None
+        #: What makes spans; ``None``: nobody wants any.
+        self.tracing: Tracing | None = None
+        self._access: AccessLog | None = None
+        self._lines = StateLog()
+        mesh.hub.watch(self._lines)
         #: Has forked and does nothing else: its gauges are nobody's.
         self._supervises = False
         if directory:
             self.share(directory)
+        if access_log:
+            self.access_log(access_log)
 
     @property
     def _mesh(self) -> Observed:
@@ -115,19 +125,37 @@ class Telemetry:
 
     def attach(self) -> None:
         """Tell whatever OpenTelemetry SDK the program has set up by now, once. The mesh looks as it is made, and each client does."""
-        hub = self._mesh.hub
-        if hub.tracing is None and "opentelemetry.trace" in sys.modules:
+        if self.tracing is None and "opentelemetry.trace" in sys.modules:
             from resilmesh.telemetry.tracing import Tracing, tracer_provider
 
             tracer = tracer_provider()
             if tracer is not None:
-                hub.tracing = Tracing(tracer)
+                self.tracing = Tracing(tracer)
+                self._listen()
         if self._export is None and "opentelemetry.sdk.metrics" in sys.modules:
             from resilmesh.telemetry.otel import Export, meter_provider
 
             meter = meter_provider()
             if meter is not None:
                 self._export = Export(self._own_points, meter)
+
+    def _listen(self) -> None:
+        """Have calls told to whoever wants to know."""
+        if self._access is not None:
+            self._access.inner = self.tracing
+        self._mesh.hub.tracing = self._access or self.tracing
+
+    def access_log(self, path: str | os.PathLike[str] | None) -> None:
+        """Write a line for each outbound call to a file, in Envoy's default format; ``None``: no more. Raises ``OSError``.
+
+        The environment variable ``RESILMESH_ACCESS_LOG`` does it for every mesh of a process; ``/dev/stdout`` is a file too.
+        """
+        from resilmesh.telemetry.access import AccessLog
+
+        before, self._access = self._access, None if path is None else AccessLog(path, self.tracing)
+        self._listen()
+        if before is not None:
+            before.close()
 
     def setup(self) -> None:
         """Export traces and metrics by OpenTelemetry: to the SDK that is set up, or to one that is made by the ``OTEL_*`` variables.
@@ -180,10 +208,13 @@ class Telemetry:
             self._ticker.stop()
         if self._export is not None:
             self._export.close()
+        if self._access is not None:
+            self.access_log(None)
 
     def after_fork(self) -> None:
         """In a child: it counts for itself."""
         self._supervises = False
+        self._lines.after_fork()
         if self._worker is not None and self._ticker is not None:
             self._worker.after_fork()
             self._mesh.ledger.after_fork(self._worker.memory)

@@ -161,7 +161,7 @@ class CallTrace:
                 self.around.set_attributes(self._facts(attributes))
             return
         span = self.attempt = tracing.tracer.start_span(name, self._inside(), tracing.trace.SpanKind.CLIENT, self._facts(attributes))
-        if not span.is_recording() and self.logical is None:
+        if not span.is_recording() and self.logical is None and call.trace is self:
             call.trace = None  # not sampled: nothing is told of the rest
         tracing.inject(carrier, tracing.trace.set_span_in_context(span, self.parent))
 

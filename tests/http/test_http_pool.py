@@ -16,6 +16,8 @@ from resilmesh.http import pool
 from resilmesh.http.backend import CURRENT, AsyncBackend, Backend, Wire
 from resilmesh.http.connections import AsyncPool, Pool
 from resilmesh.http.library import library_of, named
+from resilmesh.state.ledger import Ledger
+from resilmesh.state.stats import Stats
 
 
 def core_of(library: ModuleType) -> ModuleType:
@@ -124,6 +126,8 @@ def wire() -> Iterator[Wire]:
     wire.monotonic = time.monotonic
     wire.until = wire.connect_timeout = wire.idle_timeout = float("inf")
     wire.written = wire.alone = True
+    wire.adopts = False
+    wire.stats = Stats(Ledger(), "nowhere", "*")
     CURRENT.set(wire)
     yield wire
     CURRENT.set(None)
