@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from resilmesh.policy.codes import Diagnostic
     from resilmesh.policy.load import Loaded
     from resilmesh.policy.model import Policy
+    from resilmesh.telemetry.admin_server import Admin
     from resilmesh.telemetry.exposition import Exposition
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -142,6 +143,7 @@ class Mesh:
         self._store = Store(self.ledger)
         self._applying = threading.Lock()
         self._injections: tuple[Injection, ...] = ()
+        self._faults_enabled = True
         self._guarded: set[tuple[str, str | None]] = set()
         #: What ``call`` runs functions with, by service and kind of function.
         self._runners: dict[tuple[str, Kind], Callable[..., Any]] = {}
@@ -155,8 +157,16 @@ class Mesh:
         self._in_force: Compiler | None = None
         self._loaded: Loaded
         self._compile(loaded)
-        self.telemetry = Telemetry(self, os.environ.get("RESILMESH_STATS_DIR"), os.environ.get("RESILMESH_ACCESS_LOG"))
+        environ = os.environ
+        #: Who is told of the mesh, and what.
+        self.telemetry = Telemetry(
+            self, directory=environ.get("RESILMESH_STATS_DIR"), access_log=environ.get("RESILMESH_ACCESS_LOG"),
+            profile=environ.get("RESILMESH_PROFILE"),
+        )
         self.telemetry.attach()
+        self._admin: Admin | None = None
+        if environ.get("RESILMESH_ADMIN"):
+            self._admin = self._serve_admin(environ["RESILMESH_ADMIN"], write=False, waits=True)
         _meshes.add(self)
         for tell in made:
             tell(self)
@@ -320,7 +330,8 @@ class Mesh:
         settings = policy.mesh
         return Compiler(
             policy, self._store, self._hub, self._rng, respond=settings.local_replies == "RESPOND",
-            forbids_unknown=settings.outbound == "REGISTRY_ONLY" and settings.mode == "ENFORCE", injections=self._injections, pause=pause,
+            forbids_unknown=settings.outbound == "REGISTRY_ONLY" and settings.mode == "ENFORCE", pause=pause,
+            injections=self._injections, faults=self._faults_enabled,
         )
 
     def _missing(self, loaded: Loaded) -> list[Diagnostic]:
@@ -444,6 +455,12 @@ class Mesh:
             self._injections = tuple(each for each in self._injections if each is not injection)
             self._swap(self.table.policy)
         self._hub.report(self.clock.monotonic(), "injection_ended", **injection.shown())
+
+    def enable_faults(self, enabled: bool) -> None:
+        """Have no fault act, neither the policy's nor those of ``inject``, until they are enabled again. A reload does not undo it."""
+        with self._applying:
+            self._faults_enabled = enabled
+            self._swap(self.table.policy)
 
     # ------------------------------------------------------------------------------------------ adapters
 
@@ -586,6 +603,23 @@ class Mesh:
 
         return Exposition(self)
 
+    def serve_admin(self, address: str = "127.0.0.1:9901", *, write: bool = False) -> Admin:
+        """Serve the admin pages (docs/reference/admin.md) on HOST:PORT (0: any that is free) or ``unix:/PATH``, until ``close``.
+
+        Read-only; with ``write`` circuits, faults and the log's level can be changed through it. Of ``RESILMESH_ADMIN``, which does
+        it for the mesh of a process, it is the other way to say it: there a worker waits for the address while another one has it.
+        Raises ``OSError`` and ``ValueError``.
+        """
+        if self._admin is not None:
+            self._admin.close()
+        self._admin = self._serve_admin(address, write=write, waits=False)
+        return self._admin
+
+    def _serve_admin(self, address: str, *, write: bool, waits: bool) -> Admin:
+        from resilmesh.telemetry.admin_server import Admin
+
+        return Admin(self, address, write=write, waits=waits)
+
     # ------------------------------------------------------------------------------------------- closing
 
     def close(self) -> None:
@@ -595,6 +629,8 @@ class Mesh:
         if self._workload is not None:
             self._workload.close()
         self.telemetry.close()
+        if self._admin is not None:
+            self._admin.close()
 
     def __enter__(self) -> Self:
         return self
@@ -609,6 +645,8 @@ class Mesh:
         self._applying = threading.Lock()
         self._hub.after_fork()
         self.telemetry.after_fork()
+        if self._admin is not None:
+            self._admin.after_fork()
         self._store.after_fork()
         if not self._seeded:
             # Workers forked from one parent must not draw the same jitter.

@@ -136,16 +136,17 @@ class Table:
 class Compiler:
     """Makes one table. ``respond`` and ``forbids_unknown`` are the mesh's own settings, overrides included.
 
-    ``injections``: the faults that programs have put into it, in the order they came. ``pause`` is called every now and then,
-    so that a thread that compiles a large policy can let others run.
+    ``injections``: the faults that programs have put into it, in the order they came; ``faults``: whether any act. ``pause`` is
+    called every now and then, so that a thread that compiles a large policy can let others run.
     """
 
     def __init__(
         self, policy: Policy, store: Store, hub: Hub, rng: Random, *, respond: bool, forbids_unknown: bool,
-        injections: tuple[Injected, ...] = (), pause: Callable[[], None] = lambda: None,
+        injections: tuple[Injected, ...] = (), pause: Callable[[], None] = lambda: None, faults: bool = True,
     ) -> None:
         self._policy = policy
         self._injections = injections
+        self._faults_act = faults
         self._hub = hub
         self._rng = rng
         self._respond = respond
@@ -247,7 +248,7 @@ class Compiler:
             return None
         buckets = [self._bucket(INBOUND, "*", number, each) for number, each in enumerate(block.rate_limit or ())]
         limit = _each_of(buckets) if buckets else None
-        fault = None if block.fault is None else _fault(block.fault, grpc=True)
+        fault = None if block.fault is None or not self._faults_act else _fault(block.fault, grpc=True)
         at_call = block.fault is not None and block.fault.scope == "CALL"
         return Plan(
             INBOUND,
@@ -376,6 +377,8 @@ class Compiler:
 
     def _faults(self, blocks: Effective, scope: Literal["CALL", "ATTEMPT"]) -> Fault | Faults | None:
         """What stands at one scope: the injection that came last, those before it, the policy's own."""
+        if not self._faults_act:
+            return None
         service, route = blocks.service.name, None if blocks.route is None else blocks.route.name
         found = [each.fault for each in reversed(self._injections) if each.scope == scope and each.applies_to(service, route)]
         if blocks.fault is not None and blocks.fault.scope == scope:

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from resilmesh.state.stats import Exemplar, Outcome
 
 
+#: Opened once more, a file that the shell has redirected to would be written from its beginning.
+_STANDARD = {"/dev/stdout": 1, "/dev/stderr": 2}
+
+
 class Asked(NamedTuple):
     """What an adapter knows of a call, and a line tells."""
 
@@ -50,8 +54,9 @@ class AccessLog:
     def __init__(self, path: str | os.PathLike[str], inner: Traces | None) -> None:
         """Raises ``OSError``."""
         self.inner = inner
+        standard = _STANDARD.get(os.fspath(path))
         # Whole lines, whoever else appends: workers share the file.
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._file = os.dup(standard) if standard is not None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
     def begin(self, call: Call) -> Entry:
         """Who is told of a call that starts."""

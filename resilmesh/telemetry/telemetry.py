@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import logging
 import os
 import sys
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from resilmesh.telemetry.collect import Points, Row, collect
 from resilmesh.telemetry.log import StateLog
+from resilmesh.telemetry.merge import merged
 from resilmesh.ticker import Ticker
 
 if TYPE_CHECKING:
@@ -51,9 +54,12 @@ class Observed(Protocol):
 
 
 class Telemetry:
-    """One mesh's figures, for whoever wants to read them. ``directory``: of ``share``; ``access_log``: a path, of ``access_log``."""
+    """One mesh's figures, for whoever wants to read them. The arguments are those of ``share``, ``access_log`` and ``keep_profile``."""
 
-    def __init__(self, mesh: Observed, directory: str | os.PathLike[str] | None, access_log: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self, mesh: Observed, *, directory: str | os.PathLike[str] | None = None, access_log: str | os.PathLike[str] | None = None,
+        profile: str | os.PathLike[str] | None = None,
+    ) -> None:
         self._held = weakref.ref(mesh)
         self._began = mesh.clock.monotonic()
         self._worker: Worker | None = None
@@ -62,6 +68,7 @@ class Telemetry:
         #: What makes spans; ``None``: nobody wants any.
         self.tracing: Tracing | None = None
         self._access: AccessLog | None = None
+        self._profile: str | None = None
         self._lines = StateLog()
         mesh.hub.watch(self._lines)
         #: Has forked and does nothing else: its gauges are nobody's.
@@ -70,6 +77,8 @@ class Telemetry:
             self.share(directory)
         if access_log:
             self.access_log(access_log)
+        if profile:
+            self.keep_profile(profile)
 
     @property
     def _mesh(self) -> Observed:
@@ -86,13 +95,17 @@ class Telemetry:
         return collect(rows, snapshots, self.address)
 
     def document(self) -> dict[str, Any]:
-        """All that is known of this process's mesh, as plain data: what ``/stats?format=json`` gives, and ``RESILMESH_PROFILE`` keeps.
+        """All that is known of the mesh, as plain data: what ``/stats?format=json`` gives, and ``RESILMESH_PROFILE`` keeps.
 
-        ``at``: Unix seconds; ``seconds``: since when was counted.
+        ``at``: Unix seconds; ``seconds``: since when was counted; ``workers``: the processes whose snapshots are in it, as one.
         """
+        mesh = self._mesh
+        snapshots, pids = [mesh.snapshot()], [os.getpid()]
+        if self._worker is not None:
+            _, snapshots, pids = self._worker.read(mesh.ledger, snapshots[0])
         return {
-            "format": FORMAT, "at": round(time.time(), 3), "seconds": round(self._mesh.clock.monotonic() - self._began, 3),
-            "pid": os.getpid(), "workers": [os.getpid()], "snapshot": self._mesh.snapshot(),
+            "format": FORMAT, "at": round(time.time(), 3), "seconds": round(mesh.clock.monotonic() - self._began, 3),
+            "pid": os.getpid(), "workers": pids, "snapshot": merged(snapshots),
         }
 
     def text(self, *, openmetrics: bool = False) -> str:
@@ -202,8 +215,32 @@ class Telemetry:
         if not (self._supervises and not snapshot["inFlight"]):
             worker.publish(snapshot)
 
+    # ------------------------------------------------------------------------------------------ the profile
+
+    def keep_profile(self, path: str | os.PathLike[str]) -> None:
+        """Write ``document()`` to a file when the program ends, or the mesh is closed: what ``resilmesh suggest`` reads.
+
+        The environment variable ``RESILMESH_PROFILE`` does it for the mesh of a process. ``%p`` in it stands for the process id.
+        """
+        self._profile = os.fspath(path)
+        atexit.register(self._write_profile)
+
+    def _write_profile(self) -> None:
+        path, self._profile = self._profile, None
+        if path is None or self._held() is None:
+            return
+        atexit.unregister(self._write_profile)
+        path = path.replace("%p", str(os.getpid()))
+        try:
+            with open(f"{path}.new", "w") as file:
+                json.dump(self.document(), file, indent=2)
+            os.replace(f"{path}.new", path)
+        except OSError as error:
+            log.error("the profile cannot be written: %s", error)
+
     def close(self) -> None:
         """Tell nobody any more. What was counted stays where it is."""
+        self._write_profile()
         if self._ticker is not None:
             self._ticker.stop()
         if self._export is not None:
