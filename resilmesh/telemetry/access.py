@@ -56,7 +56,8 @@ class AccessLog:
         self.inner = inner
         standard = _STANDARD.get(os.fspath(path))
         # Whole lines, whoever else appends: workers share the file.
-        self._file = os.dup(standard) if standard is not None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._file = os.open(path, flags, 0o640) if standard is None else os.dup(standard)
 
     def begin(self, call: Call) -> Entry:
         """Who is told of a call that starts."""
