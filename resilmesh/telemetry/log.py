@@ -10,8 +10,6 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from resilmesh.units import format_duration
-
 if TYPE_CHECKING:
     from resilmesh.engine.events import Event
 
@@ -69,8 +67,7 @@ def told(event: Event) -> tuple[int, str] | None:
         case "circuit_would_open":
             return logging.WARNING, f"circuit of {where} would have opened, but is set to METRICS_ONLY: {detail['reason']}"
         case "endpoint_ejected":
-            seconds = format_duration(round(detail["seconds"], 3))
-            return logging.WARNING, f"{where}: {detail['endpoint']} is ejected for {seconds} at least, {detail['reason']}"
+            return logging.WARNING, f"{where}: {detail['endpoint']} is ejected for {detail['seconds']:g} s at least, {detail['reason']}"
         case "endpoint_returned":
             return logging.INFO, f"{where}: {detail['endpoint']} is back"
         case "injection_began":
