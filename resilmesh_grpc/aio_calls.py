@@ -74,6 +74,7 @@ class AioExchange(Exchange):
     """What both kinds of call share: one task at most that drives them, and their end."""
 
     __slots__ = ("_callbacks", "_sleeper", "_waiters", "cancelled", "failure", "loop", "native", "over", "sent", "task")
+    library = "grpc.aio"
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)

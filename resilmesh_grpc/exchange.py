@@ -9,7 +9,7 @@ generator cannot. A status that the service gave is repeated where retryOn has i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import grpc
 
@@ -29,7 +29,7 @@ from resilmesh_grpc.subchannels import Method
 from resilmesh_grpc.target import parse
 
 if TYPE_CHECKING:
-    from resilmesh.engine.call import FallbackReason, Step
+    from resilmesh.engine.call import FallbackReason, Listener, Step
     from resilmesh.engine.events import Traces
     from resilmesh.engine.plan import Mirror, Plan
     from resilmesh_grpc.copies import Copies
@@ -190,6 +190,8 @@ class Exchange:
 
     #: Where the last attempt went; set by ``prepare``.
     sub: Subchannel
+    #: The API that attempts are made with, as instrumentations call it: ``grpc.aio`` is another.
+    library: ClassVar[str] = "grpc"
 
     # ------------------------------------------------------------------------------------------ sending
 
@@ -203,7 +205,10 @@ class Exchange:
             None if endpoint is None else endpoint.address, plan.connect_timeout, self.authority, plan.tls
         )
         arguments["timeout"], arguments["metadata"] = self.limits(call)
-        return self.method.on(sub), arguments
+        native, tracing, trace = self.method.on(sub), plan.hub.tracing, call.trace
+        if tracing is not None and trace is not None and tracing.is_instrumented(self.library):
+            return Within(trace, native), arguments
+        return native, arguments
 
     def limits(self, call: Call) -> tuple[float | None, Metadata | None]:
         """The time-out and the metadata of the next attempt."""
@@ -238,7 +243,7 @@ class Exchange:
         carrier: dict[str, str] = {}
         if trace is None:
             tracing.passes_on(carrier)
-        else:
+        elif not tracing.is_instrumented(self.library):
             service, _, name = self.method.path[1:].partition("/")
             target = self.caller.target
             trace.sends(f"{service}/{name}", {
@@ -376,6 +381,32 @@ class Exchange:
 
     def abandon(self) -> None:
         self.call.abandon(self.caller.clock.monotonic())
+
+
+class Within:
+    """grpc's callable, called where another instrumentation's span becomes that of the attempt."""
+
+    __slots__ = ("_native", "_trace")
+
+    def __init__(self, trace: Listener, native: Any) -> None:
+        self._trace = trace
+        self._native = native
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._run(self._native, arguments, options)
+
+    def with_call(self, *arguments: Any, **options: Any) -> Any:
+        return self._run(self._native.with_call, arguments, options)
+
+    def future(self, *arguments: Any, **options: Any) -> Any:
+        return self._run(self._native.future, arguments, options)
+
+    def _run(self, function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        inside = self._trace.lends()
+        try:
+            return function(*arguments, **options)
+        finally:
+            self._trace.ran(inside)
 
 
 def headers_of(call: Any) -> Any:

@@ -37,7 +37,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from resilmesh.engine.backoff import backoff, come_back
-from resilmesh.engine.plan import INFINITY, Plan, RetryPlan
+from resilmesh.engine.plan import INBOUND, INFINITY, Plan, RetryPlan
 from resilmesh.engine.verdict import Answer, Verdict, mask
 from resilmesh.errors import (
     CallError,
@@ -128,8 +128,8 @@ class Listener(Protocol):
     def sends(self, name: str, attributes: Mapping[str, Any], carrier: MutableMapping[str, str]) -> None:
         """The attempt is sent now, with the headers of ``carrier``, to which those of the trace are added."""
 
-    def adopt(self, span: Any) -> None:
-        """Somebody else has made a span for the attempt."""
+    def lends(self) -> Any:
+        """Somebody else makes the attempt's span, within this. Owes ``ran``, with what this gives."""
 
     def runs(self) -> Any:
         """The attempt is a function that runs now. Owes ``ran``, with what this gives."""
@@ -303,7 +303,7 @@ class Call:
     def _attend(self, hub: Hub, now: float) -> None:
         """Clean up after calls that nobody ended, and tell who listens that this one began."""
         hub.drain(now)
-        if hub.tracing is not None:
+        if hub.tracing is not None and self.plan.service != INBOUND:  # what is served has a span of its own (telemetry.served)
             self.trace = hub.tracing.begin(self)
         if hub.observers:
             self._serial = next(hub.serial)

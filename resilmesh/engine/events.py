@@ -103,6 +103,9 @@ class Traces(Protocol):
     def begin(self, call: Call) -> Listener | None:
         """Who is to be told of a call that starts; ``None``: nobody."""
 
+    def is_instrumented(self, library: str) -> bool:
+        """Whether somebody else makes the spans of that client library's attempts."""
+
     def passes_on(self, carrier: MutableMapping[str, str]) -> None:
         """Of a call that nobody is told of: add the headers of the trace that it is part of."""
 

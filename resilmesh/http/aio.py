@@ -50,7 +50,6 @@ class AsyncExchange(Exchange):
         sent = self.prepare(call)
         lane, outer = self.lane, CURRENT.get()
         CURRENT.set(self)
-        inside = call.trace.runs() if self.adopts and call.trace is not None else None
         try:
             if lane.foreign or lane.multiplexed or (self.body is not None and self.body.runs_code):
                 response = await self.within(lane.inner.handle_async_request(sent))
@@ -70,8 +69,8 @@ class AsyncExchange(Exchange):
             raise
         finally:
             CURRENT.set(outer)
-            if inside is not None and call.trace is not None:
-                call.trace.ran(inside)
+            if self.inside is not None:
+                self.sent()
             if lane.foreign:
                 self.adopt_read_body(sent)
         return self.responded(response)

@@ -58,7 +58,7 @@ class Wire:
     The base of the exchange, which fills it in: an object less for each call.
     """
 
-    __slots__ = ("adopts", "alone", "connect_timeout", "head_left", "heard", "idle_timeout", "monotonic", "stats", "until", "written")
+    __slots__ = ("alone", "connect_timeout", "head_left", "heard", "idle_timeout", "monotonic", "stats", "until", "written")
 
     monotonic: Callable[[], float]
     #: Seconds to connect, TLS included; ``inf`` when the policy does not say.
@@ -76,14 +76,8 @@ class Wire:
     heard: bool
     #: Bytes that may still be read for the head; ``inf`` once it is there, and where neighbours read theirs too (HTTP/2).
     head_left: float
-    #: The span that is current when the attempt is written is the attempt's, made by another instrumentation.
-    adopts: bool
     #: Where the bytes are counted, heads included, TLS not.
     stats: Stats
-
-    def adopt(self) -> None:
-        """Take the span that is current for the attempt's."""
-        raise NotImplementedError
 
     def left(self) -> float:
         """Seconds that remain, more than none. Raises ``LimitPassed``."""
@@ -191,8 +185,6 @@ class Stream(_Stream):
         if self.torn:
             raise self._core.WriteError(_TORN)
         wire.written = True
-        if wire.adopts:
-            wire.adopt()
         wire.stats.counts[BYTES_SENT] += len(buffer)
         ours = False
         try:
@@ -362,8 +354,6 @@ class AsyncStream(_Stream):
         if self.torn:
             raise self._core.WriteError(_TORN)
         wire.written = True
-        if wire.adopts:
-            wire.adopt()
         wire.stats.counts[BYTES_SENT] += len(buffer)
         ours = False
         try:

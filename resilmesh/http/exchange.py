@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +10,7 @@ from resilmesh.engine.call import RETURN, Call
 from resilmesh.engine.plan import Fallback
 from resilmesh.engine.verdict import NO_VERDICT, OK, Answer, Verdict
 from resilmesh.errors import DeadlineExceeded, InjectedFault, TlsImpossible
-from resilmesh.http import classify, pool, replies
+from resilmesh.http import classify, replies
 from resilmesh.http.backend import INFINITY, MAX_HEAD_BYTES, LimitPassed, Wire
 from resilmesh.http.bodies import RequestBody
 from resilmesh.http.errors import in_dialect
@@ -50,8 +49,8 @@ class Exchange(Wire):
     """What the drive loop asks for attempts, and what the transport asks for the result."""
 
     __slots__ = (
-        "_address", "_clock", "_outer", "answer", "body", "body_bytes", "call", "error", "fallback", "lane", "lanes", "library", "plan",
-        "request", "response", "shaped",
+        "_address", "_clock", "_outer", "answer", "body", "body_bytes", "call", "error", "fallback", "inside", "lane", "lanes", "library",
+        "plan", "request", "response", "shaped",
     )
 
     def __init__(
@@ -100,6 +99,8 @@ class Exchange(Wire):
 
     #: Where the last attempt was sent; set by ``prepare``.
     lane: Lane
+    #: What ``Listener.ran`` is owed for it, likewise.
+    inside: Any
 
     @property
     def clock(self) -> Clock:
@@ -124,7 +125,7 @@ class Exchange(Wire):
         elif self.plan.mirror is not None:
             self.mirror(self.plan.mirror)
         tracing = self.plan.hub.tracing
-        self.adopts = False
+        self.inside = None
         if tracing is not None:
             self._traced(request, tracing, lane)
         until, deadline = call.headers_by, call.deadline
@@ -153,8 +154,8 @@ class Exchange(Wire):
         trace = self.call.trace
         if trace is None:
             tracing.passes_on(request.headers)
-        elif "opentelemetry.instrumentation.httpx" in sys.modules and not lane.foreign and pool.is_instrumented(lane.inner):
-            self.adopts = True
+        elif tracing.is_instrumented(self.library.name) and not lane.foreign:
+            self.inside = trace.lends()
         else:
             url = request.url
             port = url.port or _PORTS.get(url.scheme)
@@ -177,13 +178,12 @@ class Exchange(Wire):
         length = self.request.headers.get("content-length", "")
         return int(length) if length.isdigit() else 0, self.body_bytes
 
-    def adopt(self) -> None:
-        from opentelemetry.trace import get_current_span
-
-        self.adopts = False
-        trace = self.call.trace
-        if trace is not None:
-            trace.adopt(get_current_span())
+    def sent(self) -> None:
+        """The attempt has its headers, or has failed."""
+        inside, trace = self.inside, self.call.trace
+        if inside is not None and trace is not None:
+            self.inside = None
+            trace.ran(inside)
 
     def _timeouts(self, own: dict[str, float | None] | None, names: tuple[str, ...]) -> dict[str, float | None]:
         """The client's time-outs, bounded by ours where our backend is not asked."""

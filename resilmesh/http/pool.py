@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 _CANCEL = 8
 
 
-def is_instrumented(inner: Any) -> bool:
-    """Whether something is wrapped around the way that a transport sends requests: an instrumentation of the client library."""
-    handle = getattr(inner, "handle_request", None) or inner.handle_async_request
-    return hasattr(handle, "__wrapped__")
-
-
 def is_plain(transport: Any) -> bool:
     """Whether ``transport`` is the client library's own, with a pool that ``clone`` understands."""
     kind = type(transport)

@@ -50,7 +50,6 @@ class SyncExchange(Exchange):
         sent = self.prepare(call)
         lane, outer = self.lane, CURRENT.get()
         CURRENT.set(self)
-        inside = call.trace.runs() if self.adopts and call.trace is not None else None
         try:
             response = lane.inner.handle_request(sent)
         except LimitPassed as limit:
@@ -67,8 +66,8 @@ class SyncExchange(Exchange):
             raise
         finally:
             CURRENT.set(outer)
-            if inside is not None and call.trace is not None:
-                call.trace.ran(inside)
+            if self.inside is not None:
+                self.sent()
             if lane.foreign:
                 self.adopt_read_body(sent)
         return self.responded(response)

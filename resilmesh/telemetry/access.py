@@ -63,6 +63,10 @@ class AccessLog:
         """Who is told of a call that starts."""
         return Entry(self, call, None if self.inner is None else self.inner.begin(call))
 
+    def is_instrumented(self, library: str) -> bool:
+        """As who traces knows it."""
+        return self.inner is not None and self.inner.is_instrumented(library)
+
     def passes_on(self, carrier: MutableMapping[str, str]) -> None:
         """As who traces does it."""
         if self.inner is not None:
@@ -139,10 +143,9 @@ class Entry:
         else:
             self._inner.sends(name, attributes, carrier)
 
-    def adopt(self, span: Any) -> None:
+    def lends(self) -> Any:
         """Likewise."""
-        if self._inner is not None:
-            self._inner.adopt(span)
+        return None if self._inner is None else self._inner.lends()
 
     def runs(self) -> Any:
         """Likewise."""

@@ -116,9 +116,30 @@ def collect(rows: Iterable[Row], snapshots: Sequence[Mapping[str, Any]], address
         for name, attributes, value in _gauges(snapshot):
             gauges.setdefault((name, attributes), []).append(value)
     for (name, attributes), values in gauges.items():
-        kind = BY_NAME[name].kind
-        found[name].append(Point(attributes, min(values) if kind == "min" else max(values) if kind == "max" else sum(values)))
+        found[name].append(Point(attributes, _combined(name, values)))
     return {name: points for name, points in found.items() if points}
+
+
+def added_up(name: str, points: Sequence[Point | Durations]) -> list[Point | Durations]:
+    """The points of a metric of several meshes: those with the same attributes are one."""
+    together: dict[Attributes, list[Point | Durations]] = {}
+    for point in points:
+        together.setdefault(point.attributes, []).append(point)
+    return [each[0] if len(each) == 1 else _one(name, each) for each in together.values()]
+
+
+def _one(name: str, points: Sequence[Point | Durations]) -> Point | Durations:
+    durations = [each for each in points if isinstance(each, Durations)]
+    if durations:
+        counts = [sum(column) for column in zip(*(each.counts for each in durations), strict=True)]
+        exemplars = {at: kept for each in durations for at, kept in each.exemplars.items()}
+        return Durations(points[0].attributes, counts, sum(each.seconds for each in durations), exemplars)
+    return Point(points[0].attributes, _combined(name, [each.value for each in points if isinstance(each, Point)]))
+
+
+def _combined(name: str, values: Sequence[float]) -> float:
+    kind = BY_NAME[name].kind
+    return min(values) if kind == "min" else max(values) if kind == "max" else sum(values)
 
 
 def _where(service: str, route: str) -> Attributes:

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilmesh.state.stats import BOUNDS
 from resilmesh.telemetry.catalogue import METRICS, Metric
-from resilmesh.telemetry.collect import Durations, Points
+from resilmesh.telemetry.collect import Durations, Points, added_up
 from resilmesh.telemetry.prometheus import TOLD_BOUNDS, TOLD_ENDS
 
 if TYPE_CHECKING:
@@ -67,14 +68,28 @@ def set_up(service_name: str | None) -> None:
     Configurator().configure(**given)  # type: ignore[no-untyped-call]  # the SDK's own method has no types
 
 
-class Export:
-    """The metrics of one mesh in one provider. ``points``: gives them anew."""
+#: One for each provider, so that the instruments of several meshes are the same.
+_exports: weakref.WeakKeyDictionary[Any, Export] = weakref.WeakKeyDictionary()
 
-    def __init__(self, points: Callable[[], Points], provider: MeterProvider) -> None:
-        self._points = points
+
+def export(points: Callable[[], Points], provider: MeterProvider) -> Callable[[], None]:
+    """Have a mesh's metrics told in a provider; the returned function ends that. ``points``: gives them anew."""
+    found = _exports.get(provider)
+    if found is None:
+        found = _exports[provider] = Export(provider)
+    found.sources.append(points)
+    return partial(found.drop, points)
+
+
+class Export:
+    """The metrics of one provider's meshes."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        #: Of each mesh, what gives its points.
+        self.sources: list[Callable[[], Points]] = []
+        #: Since when was counted, in nanoseconds of Unix time.
+        self.began = time.time_ns()
         self._now: Points = {}
-        self._began = time.time_ns()
-        self._closed = False
         meter = provider.get_meter(SCOPE)
         make = {
             "counter": meter.create_observable_counter, "sum": meter.create_observable_up_down_counter,
@@ -89,50 +104,53 @@ class Export:
             log.warning("this OpenTelemetry SDK does not tell its metric readers: durations are not exported, everything else is")
         for reader in readers or ():
             reader._receive_metrics = _Adding(self, reader)
+        if hasattr(os, "register_at_fork"):
+            held = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _begin_anew(held()))
 
-    def close(self) -> None:
-        """Tell nothing any more."""
-        self._closed = True
+    def drop(self, points: Callable[[], Points]) -> None:
+        """Tell no more of a mesh."""
+        if points in self.sources:
+            self.sources.remove(points)
 
-    def after_fork(self) -> None:
-        """In a child: it counts from now."""
-        self._began = time.time_ns()
+    def _look(self) -> None:
+        together: Points = {}
+        for source in list(self.sources):
+            for name, points in source().items():
+                together.setdefault(name, []).extend(points)
+        self._now = together if len(self.sources) < 2 else {name: added_up(name, points) for name, points in together.items()}
 
     def _observe(self, name: str, first: bool, options: CallbackOptions) -> Iterable[Observation]:
         from opentelemetry.metrics import Observation
 
-        if self._closed:
-            return []
         if first:
-            self._now = self._points()
+            self._look()
         return [Observation(each.value, dict(each.attributes)) for each in self._now.get(name, ()) if not isinstance(each, Durations)]
 
     def histograms(self) -> Iterable[tuple[Metric, list[Durations]]]:
         """Those of the moment at which the instruments were asked."""
-        if self._closed:
-            return
         for metric in METRICS:
             if metric.kind == "histogram":
                 found = [each for each in self._now.get(metric.name, ()) if isinstance(each, Durations)]
                 if found:
                     yield metric, found
 
-    @property
-    def began(self) -> int:
-        """Since when was counted, in nanoseconds of Unix time."""
-        return self._began
+
+def _begin_anew(export: Export | None) -> None:
+    if export is not None:
+        export.began = time.time_ns()
 
 
 class _Adding:
     """In place of a reader's ``_receive_metrics``: puts the histograms among them."""
 
     def __init__(self, export: Export, reader: Any) -> None:
-        from opentelemetry.sdk.metrics import Histogram
         from opentelemetry.sdk.metrics.export import AggregationTemporality
 
         self._export = export
         self._receive = reader._receive_metrics
-        self._temporality = reader._instrument_class_temporality.get(Histogram, AggregationTemporality.CUMULATIVE)
+        wanted = {kind.__name__.strip("_"): temporality for kind, temporality in reader._instrument_class_temporality.items()}
+        self._temporality = wanted.get("Histogram", AggregationTemporality.CUMULATIVE)
         self._delta = self._temporality == AggregationTemporality.DELTA
         #: Of a reader that wants differences: what it was told last, and when.
         self._told: dict[tuple[str, Any], tuple[list[int], float]] = {}

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resilmesh.telemetry.collect import Points, Row, collect
@@ -18,12 +18,14 @@ from resilmesh.telemetry.merge import merged
 from resilmesh.ticker import Ticker
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
     from resilmesh.clock import Clock
     from resilmesh.engine.compile import Table
     from resilmesh.engine.events import Hub
     from resilmesh.state.ledger import Ledger
     from resilmesh.telemetry.access import AccessLog
-    from resilmesh.telemetry.otel import Export
     from resilmesh.telemetry.tracing import Tracing
     from resilmesh.telemetry.workers import Worker
 
@@ -64,7 +66,7 @@ class Telemetry:
         self._began = mesh.clock.monotonic()
         self._worker: Worker | None = None
         self._ticker: Ticker | None = None
-        self._export: Export | None = None
+        self._unexport: Callable[[], None] | None = None
         #: What makes spans; ``None``: nobody wants any.
         self.tracing: Tracing | None = None
         self._access: AccessLog | None = None
@@ -139,18 +141,25 @@ class Telemetry:
     def attach(self) -> None:
         """Tell whatever OpenTelemetry SDK the program has set up by now, once. The mesh looks as it is made, and each client does."""
         if self.tracing is None and "opentelemetry.trace" in sys.modules:
-            from resilmesh.telemetry.tracing import Tracing, tracer_provider
+            from resilmesh.telemetry.tracing import tracer_provider as traces_to
 
-            tracer = tracer_provider()
-            if tracer is not None:
-                self.tracing = Tracing(tracer)
-                self._listen()
-        if self._export is None and "opentelemetry.sdk.metrics" in sys.modules:
-            from resilmesh.telemetry.otel import Export, meter_provider
+            self.use(tracer_provider=traces_to())
+        if self._unexport is None and "opentelemetry.sdk.metrics" in sys.modules:
+            from resilmesh.telemetry.otel import meter_provider as meters_to
 
-            meter = meter_provider()
-            if meter is not None:
-                self._export = Export(self._own_points, meter)
+            self.use(meter_provider=meters_to())
+
+    def use(self, *, tracer_provider: TracerProvider | None = None, meter_provider: MeterProvider | None = None) -> None:
+        """Tell these providers, which need not be the program's global ones. Each stays once it is chosen."""
+        if tracer_provider is not None and self.tracing is None:
+            from resilmesh.telemetry.tracing import Tracing
+
+            self.tracing = Tracing(tracer_provider)
+            self._listen()
+        if meter_provider is not None and self._unexport is None:
+            from resilmesh.telemetry.otel import export
+
+            self._unexport = export(self._own_points, meter_provider)
 
     def _listen(self) -> None:
         """Have calls told to whoever wants to know."""
@@ -243,8 +252,8 @@ class Telemetry:
         self._write_profile()
         if self._ticker is not None:
             self._ticker.stop()
-        if self._export is not None:
-            self._export.close()
+        if self._unexport is not None:
+            self._unexport()
         if self._access is not None:
             self.access_log(None)
 
@@ -258,8 +267,6 @@ class Telemetry:
             self._ticker.after_fork()
         else:
             self._mesh.ledger.after_fork()
-        if self._export is not None:
-            self._export.after_fork()
 
     def forked(self) -> None:
         """In a parent."""

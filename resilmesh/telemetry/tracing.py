@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,13 +62,62 @@ def _kinds() -> Any:
     return SpanKind
 
 
+class _Adopter:
+    """A span processor: what another instrumentation begins within an attempt is that attempt's span."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """The SDK has made a span."""
+        from opentelemetry.context import get_current
+
+        trace = (get_current() if parent_context is None else parent_context).get(self._key)
+        if isinstance(trace, CallTrace) and is_theirs(span, "CLIENT"):
+            trace.adopt(span)
+
+    def on_end(self, span: Any) -> None:
+        """Its own business."""
+
+    def _on_ending(self, span: Any) -> None:
+        """Likewise."""
+
+    def shutdown(self) -> None:
+        """There is nothing to stop."""
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """There is nothing to flush."""
+        return True
+
+
+#: Where in a context the attempt is that runs there.
+_ATTEMPT = "resilmesh-attempt"
+#: Providers that have an adopter.
+_adopting: weakref.WeakSet[Any] = weakref.WeakSet()
+#: The instrumentations that make spans of attempts, and their instrumentors.
+_INSTRUMENTORS = {
+    "httpx": ("opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor"),
+    "grpc": ("opentelemetry.instrumentation.grpc", "GrpcInstrumentorClient"),
+    "grpc.aio": ("opentelemetry.instrumentation.grpc", "GrpcAioInstrumentorClient"),
+}
+
+
+def is_instrumented(library: str) -> bool:
+    """Whether OpenTelemetry's own instrumentation of a client library is active, so that it makes the spans of attempts."""
+    module, instrumentor = _INSTRUMENTORS.get(library, ("", ""))
+    loaded = sys.modules.get(module)
+    return loaded is not None and bool(getattr(loaded, instrumentor)().is_instrumented_by_opentelemetry)
+
+
 class Tracing:
     """Begins the traces of a mesh's calls."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry import context, propagate, trace
 
-        self.provider = provider
+        if hasattr(provider, "add_span_processor") and provider not in _adopting:
+            _adopting.add(provider)
+            provider.add_span_processor(_Adopter(_ATTEMPT))
         self.tracer = provider.get_tracer(SCOPE)
         self.trace = trace
         self.context = context
@@ -84,6 +134,10 @@ class Tracing:
         if is_theirs(span, "CLIENT"):
             made.around = span
         return made
+
+    def is_instrumented(self, library: str) -> bool:
+        """Whether OpenTelemetry's own instrumentation of it makes the spans of attempts."""
+        return is_instrumented(library)
 
     def passes_on(self, carrier: MutableMapping[str, str]) -> None:
         """Of a call that is not recorded: add the headers of the trace that it is part of."""
@@ -119,7 +173,7 @@ class CallTrace:
         elif name in _NEED or (name == "fault_injected" and detail["scope"] == "CALL"):
             self._whole()
         if name not in _SILENT:
-            span = self.attempt or self.logical or self.around
+            span = next((each for each in (self.attempt, self.logical, self.around) if each is not None and each.is_recording()), None)
             if span is not None:
                 span.add_event(f"resilmesh.{name}", {key: value for key, value in detail.items() if value is not None})
         if name in ("call_ended", "call_rejected", "call_abandoned"):
@@ -135,6 +189,18 @@ class CallTrace:
                 self.logical.add_event("resilmesh.attempt_ended", {"attempt": attempt, "verdict": verdict.value})
             return None
         self.attempt = None
+        if span.is_recording():  # another instrumentation's may have ended with the headers
+            self._judge(span, outcome, verdict)
+        context = span.get_span_context()
+        if self.theirs:
+            self.theirs = False
+        else:
+            span.end()
+        if not context.trace_flags.sampled:
+            return None
+        return Exemplar(0.0, time.time(), f"{context.trace_id:032x}", f"{context.span_id:016x}")
+
+    def _judge(self, span: Span, outcome: Outcome, verdict: Verdict) -> None:
         what, status, error = outcome
         failed = error or (str(status) if verdict is not Verdict.SUCCESS or (isinstance(status, int) and status >= 400) else "")
         if what.startswith("/"):
@@ -144,12 +210,6 @@ class CallTrace:
         if failed:
             span.set_attribute("error.type", failed)
             span.set_status(self._tracing.trace.StatusCode.ERROR, error or None)
-        context = span.get_span_context()
-        if not self.theirs:
-            span.end()
-        if not context.trace_flags.sampled:
-            return None
-        return Exemplar(0.0, time.time(), f"{context.trace_id:032x}", f"{context.span_id:016x}")
 
     # ---------------------------------------------------------------------------------------- the adapters
 
@@ -168,6 +228,13 @@ class CallTrace:
     def runs(self) -> Any:
         """The attempt is a function that runs now, as part of the call's span if it has one. Owes ``ran``."""
         return None if self.logical is None else self._tracing.context.attach(self._inside())
+
+    def lends(self) -> Any:
+        """Another instrumentation makes the attempt's span, within this. Owes ``ran``, with what this gives."""
+        if self.around is not None and self._call.number == 1:
+            return None  # it is the one around
+        context = self._tracing.context
+        return context.attach(context.set_value(_ATTEMPT, self, self._inside()))
 
     def ran(self, token: Any) -> None:
         """It has returned."""

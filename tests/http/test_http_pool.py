@@ -126,7 +126,6 @@ def wire() -> Iterator[Wire]:
     wire.monotonic = time.monotonic
     wire.until = wire.connect_timeout = wire.idle_timeout = float("inf")
     wire.written = wire.alone = True
-    wire.adopts = False
     wire.stats = Stats(Ledger(), "nowhere", "*")
     CURRENT.set(wire)
     yield wire
