@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from resilmesh.compare.planes import Observation
+from resilmesh.compare.says import Says, relative_errors, together, truth
 from resilmesh.compare.scenarios import Edit, Scenario
 from resilmesh.compare.stats import Spread, quantile
 from resilmesh.compare.traffic import REFUSALS, Note
@@ -64,6 +65,9 @@ class Measured:
     delays: tuple[int, ...] | None
     #: Of the callers' certificates, likewise.
     renewals: tuple[int, ...] | None = None
+    #: What the plane's own telemetry says of all rounds, and what is true; None where it has none.
+    says: Says | None = None
+    true: Says | None = None
 
     @property
     def rounds(self) -> int:
@@ -184,6 +188,10 @@ class Measured:
             "requests_in_outage": self.requests_in_outage,
             "most_at_once": max(self.most_at_once),
             "late_ms_p99": _ms(self.late),
+            "truth": None if self.true is None else self.true.as_json(),
+            "telemetry": None if self.says is None or self.true is None else {
+                **self.says.as_json(), "relative_error": relative_errors(self.says, self.true),
+            },
             **{
                 name: None if values is None else [_finite(value) for value in values]
                 for name, values in (
@@ -214,6 +222,8 @@ def measure(observations: Sequence[Observation], scenario: Scenario) -> Measured
         retries=_each(each.decisions.retries for each in observations),
         delays=_each(each.decisions.delays for each in observations),
         renewals=_each(each.decisions.renewals for each in observations),
+        says=None if any(each.says is None for each in observations) else together([each.says for each in observations if each.says]),
+        true=together([truth(_calls(each, scenario), SUCCEEDED) for each in observations]),
     )
 
 

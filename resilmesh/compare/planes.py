@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import resilmesh
-from resilmesh.compare import pair, traffic
+from resilmesh.compare import pair, says, traffic
 from resilmesh.compare.children import Child
 from resilmesh.compare.machine import Disturbance, interference
 from resilmesh.compare.polling import Look, watched
+from resilmesh.compare.says import Says
 from resilmesh.compare.scenarios import Closed, Scenario
 from resilmesh.compare.sides import Side, side_of
 from resilmesh.compare.testbed import Seen, TestBed
@@ -105,6 +106,8 @@ class Observation:
     disturbance: Disturbance = _QUIET
     #: CPU seconds of all services together; None without psutil.
     services_cpu: float | None = None
+    #: What the plane's own telemetry says; None where it has none.
+    says: Says | None = None
 
     def cpu(self) -> dict[str, float | None]:
         """CPU seconds of the run, by who used them; None: there is no such process, or no psutil to ask."""
@@ -163,6 +166,7 @@ def observe(
         with interference() as disturbance:
             proxy_cpu = sum(envoy.cpu_seconds() for envoy in side.envoys)
             services_cpu = _cpu(bed.pids)
+            counted = says.counters(side.envoys)
             epoch = time.monotonic() + _HEAD_START
             bed.start_at(epoch)
             for child in children:
@@ -184,6 +188,9 @@ def observe(
             edited=edited, rotated=rotated,
             disturbance=disturbance.of([late for one in told for late in one.overslept]),
             services_cpu=None if services_cpu is None else (_cpu(bed.pids) or 0.0) - services_cpu,
+            says=says.of_envoy(side.envoys, counted, grpc=scenario.protocol == "GRPC") or says.of_library(
+                [each for one in told for each in one.before], [each for one in told for each in one.snapshots],
+            ),
         )
 
 

@@ -15,6 +15,8 @@ The JSON, whose numbers carry their unit in their name or beside them:
         "services": [...], their scripts
         "tolerance": {...}, "marks": [{"at_s", "what"}], what is scripted; what came of it stands in each plane's series
         "planes": {plane: {figures of all rounds added up, see ``Measured.as_json``,
+                   "truth": {"calls", "attempts", "errors", "retries", "latency_ms": {"p50", ...}},     see ``resilmesh.compare.says``
+                   "telemetry": the same by the plane's own telemetry, and "relative_error": {...} | null,
                    "spread": {figure: {"least", "median", "greatest"}},        over the rounds; empty with one
                    "disturbance": [{"disturbed", "reasons", "others_share", "steal_share", "overslept_ms_p99"}],      a round each
                    "cpu_s": [{"client", "proxy", "services"}],                  a round each
@@ -47,6 +49,7 @@ from resilmesh.compare.judge import ALPHA, DIFFERS, SAME, TOO_FEW, Judgement
 from resilmesh.compare.measure import IN_ALL, RECOVERED_CALLS, Figure
 from resilmesh.compare.planes import BARE, LIBRARY, NATIVE, SIDECAR, client_version, sidecar_of
 from resilmesh.compare.run import COST_ROUNDS, Result, Settings
+from resilmesh.compare.says import relative_errors
 from resilmesh.compare.scenarios import Closed, Reason
 from resilmesh.compare.series import scripted
 from resilmesh.compare.stats import Spread
@@ -214,8 +217,21 @@ def scenario(result: Result) -> str:
     return "\n".join((
         f"{what.name}: {what.question}",
         f"  {what.traffic}, {workers}{processes}{rounds}; policy: {what.policy_shown}", "",
-        table(rows(result)), *_native_lines(result), *disturbed(result), *_verdict(result),
+        table(rows(result)), *telling(result), *_native_lines(result), *disturbed(result), *_verdict(result),
     ))
+
+
+def telling(result: Result) -> list[str]:
+    """A line for each plane that tells of itself: by how much its own figures miss what the test bed knows."""
+    lines = []
+    for plane, measured in result.planes.items():
+        if measured.says is None or measured.true is None:
+            continue
+        off = relative_errors(measured.says, measured.true)
+        figures = {**{name: error for name, error in off.items() if name != "latency"}, **off["latency"]}
+        told = ", ".join(f"{name} {'-' if error is None else f'{error:+.1%}' if error else '0'}" for name, error in figures.items())
+        lines.append(f"  TELLS      {plane}: {told}")
+    return ["", "  What each plane's own telemetry says, against what client and services saw:", *lines] if lines else []
 
 
 def _native_lines(result: Result) -> list[str]:

@@ -122,7 +122,8 @@ def _envoy(policy: str, defaults: bool, folder: Path | None) -> Iterator[Side]:
 
 def _bootstrap(policy: str, defaults: bool) -> dict[str, Any]:
     loaded = load_text(policy).policy
-    bootstrap = translate(loaded).bootstrap
+    # Its histograms are added up when somebody asks for them, and not every five seconds.
+    bootstrap = {**translate(loaded).bootstrap, "stats_flush_on_admin": True}
     return with_envoys_defaults(bootstrap, loaded) if defaults else bootstrap
 
 

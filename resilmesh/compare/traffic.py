@@ -201,8 +201,9 @@ class Told:
     #: For each call that a worker slept for: how long after the due time the machine woke it, in seconds.
     overslept: list[float]
     events: list[tuple[Any, ...]] = field(default_factory=list)
-    #: Of each mesh.
+    #: Of each mesh, at the end; and before the run, when all was warm.
     snapshots: list[dict[str, Any]] = field(default_factory=list)
+    before: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Run:
@@ -213,6 +214,7 @@ class Run:
         self._epoch = epoch
         self._schedule = iter(job.schedule)
         self._lock = threading.Lock()
+        self._before = [mesh.snapshot() for mesh in application.meshes]
         self.notes: list[Note] = []
         self.overslept: list[float] = []
 
@@ -267,7 +269,7 @@ class Run:
         events = [Happened(event.at - self._epoch, event.name, event.detail) for event in self._application.events]
         return Told(
             [astuple(note) for note in self.notes], cpu, self.overslept, [astuple(event) for event in events],
-            [mesh.snapshot() for mesh in self._application.meshes],
+            [mesh.snapshot() for mesh in self._application.meshes], self._before,
         )
 
 

@@ -148,7 +148,7 @@ class Envoy:
                 self._admin = admin.read().decode()
         while not self._ready():
             self._pause_or_fail(deadline, "is not ready")
-        listeners = json.loads(self._get("/listeners?format=json")).get("listener_statuses", [])
+        listeners = json.loads(self.page("/listeners?format=json")).get("listener_statuses", [])
         self._listener = _host_port(listeners[0]["local_address"]) if listeners else ""
 
     def _pause_or_fail(self, deadline: float, problem: str) -> None:
@@ -206,17 +206,17 @@ class Envoy:
 
     def version(self) -> str:
         """The running Envoy's version, such as ``"1.40.0"``."""
-        return _short_version(str(json.loads(self._get("/server_info"))["version"]))
+        return _short_version(str(json.loads(self.page("/server_info"))["version"]))
 
     def stats(self, filter: str | None = None) -> dict[str, int]:
         """Counters and gauges by name; ``filter`` is a regular expression that a name must contain."""
         query = "" if filter is None else "?filter=" + urllib.parse.quote(filter)
-        lines = (line.rpartition(": ") for line in self._get("/stats" + query).splitlines())
+        lines = (line.rpartition(": ") for line in self.page("/stats" + query).splitlines())
         return {name: int(value) for name, _, value in lines if value.isdigit()}
 
     def clusters(self) -> dict[str, list[Host]]:
         """The addresses of every cluster, with their counters and whether they are ejected."""
-        found = json.loads(self._get("/clusters?format=json")).get("cluster_statuses", [])
+        found = json.loads(self.page("/clusters?format=json")).get("cluster_statuses", [])
         return {each["name"]: [_host(host) for host in each.get("host_statuses", ())] for each in found}
 
     def cpu_seconds(self) -> float:
@@ -240,7 +240,7 @@ class Envoy:
         # pread: Envoy writes at the offset that both share.
         return os.pread(self._log.fileno(), _LOG_TAIL, max(0, end - _LOG_TAIL)).decode(errors="replace").strip()
 
-    def _get(self, path: str) -> str:
+    def page(self, path: str) -> str:
         status, text = self._request("GET", path)
         if status != 200:
             raise EnvoyError(f"Envoy's admin interface answered {status} to {path}: {text.strip()}")
