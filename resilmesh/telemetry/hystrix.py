@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from resilmesh.state.stats import BOUNDS
+from resilmesh.telemetry.quantiles import Histogram
 
 #: Seconds of the window, which is Hystrix's own default, and between two tellings.
 WINDOW = 10.0
@@ -87,12 +88,6 @@ def _command(
 
 
 def quantile(counts: list[int], share: float) -> float:
-    """Seconds within which that share of the durations lies, evenly spread within a bucket; 0 of none."""
-    wanted, below = share * sum(counts), 0
-    for at, count in enumerate(counts):
-        if count and below + count >= wanted:
-            low = BOUNDS[at - 1] if at else 0.0
-            high = BOUNDS[at] if at < len(BOUNDS) else BOUNDS[-1]
-            return low + (high - low) * max(0.0, wanted - below) / count
-        below += count
-    return 0.0
+    """Seconds within which that share of the durations lies; 0 of none, and the last bound of what lies beyond it."""
+    found = Histogram(BOUNDS, counts, 0.0).quantile(share)
+    return 0.0 if found is None else min(found.seconds, BOUNDS[-1])
