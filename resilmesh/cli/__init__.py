@@ -20,6 +20,7 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("export", "export", "translate a policy for a real Envoy"),
     ("ca", "ca", "run a certificate authority for workloads: make, renew, rotate, revoke"),
     ("serve", "serve", "serve an ASGI application with mutual TLS, authorization and limits by a policy"),
+    ("top", "top", "watch a running program: rates, errors, latencies, circuits, endpoints"),
     ("suggest", "suggest", "suggest a policy, from what a program saw under OBSERVE"),
     ("compare", "compare", "run the same traffic through the library and a real Envoy, side by side"),
 )
