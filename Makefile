@@ -106,7 +106,7 @@ $(VENV)/.installed: constraints.txt pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
-BENCHMARKS := benchmarks/overhead/requirements.txt benchmarks/http/requirements.txt benchmarks/grpc/requirements.txt benchmarks/identity/requirements.txt
+BENCHMARKS := benchmarks/overhead/requirements.txt benchmarks/http/requirements.txt benchmarks/grpc/requirements.txt benchmarks/identity/requirements.txt benchmarks/telemetry/requirements.txt
 benchmarks/.venv/.installed: $(BENCHMARKS) pyproject.toml | benchmarks/.venv/bin/python
 	@echo "Installing the libraries that we compare ourselves with into benchmarks/.venv ..."
 	@benchmarks/.venv/bin/python -m pip install -qq $(addprefix -r ,$(BENCHMARKS)) --editable .

@@ -39,9 +39,8 @@ class Exemplar(NamedTuple):
     seconds: float
     #: When it was measured, in Unix seconds.
     at: float
-    #: In hexadecimal.
-    trace_id: str
-    span_id: str
+    trace_id: int
+    span_id: int
 
 
 class Histogram(Block):

@@ -198,4 +198,4 @@ class _Adding:
 def _exemplar(kept: Any) -> Any:
     from opentelemetry.sdk.metrics import Exemplar
 
-    return Exemplar({}, kept.seconds, int(kept.at * 1e9), int(kept.span_id, 16), int(kept.trace_id, 16))
+    return Exemplar({}, kept.seconds, int(kept.at * 1e9), kept.span_id, kept.trace_id)

@@ -79,7 +79,7 @@ def _exemplar(point: Durations, begin: int, end: int) -> str:
     if not found:
         return ""
     newest = max(found, key=lambda each: each.at)
-    return f' # {{trace_id="{newest.trace_id}",span_id="{newest.span_id}"}} {_number(newest.seconds)} {newest.at:.3f}'
+    return f' # {{trace_id="{newest.trace_id:032x}",span_id="{newest.span_id:016x}"}} {_number(newest.seconds)} {newest.at:.3f}'
 
 
 def _labels(attributes: Attributes) -> str:

@@ -106,7 +106,11 @@ def is_instrumented(library: str) -> bool:
     """Whether OpenTelemetry's own instrumentation of a client library is active, so that it makes the spans of attempts."""
     module, instrumentor = _INSTRUMENTORS.get(library, ("", ""))
     loaded = sys.modules.get(module)
-    return loaded is not None and bool(getattr(loaded, instrumentor)().is_instrumented_by_opentelemetry)
+    if loaded is None:
+        return False
+    # The one there is, if there is any: to make it again would take the program's options from it.
+    only = getattr(getattr(loaded, instrumentor), "_instance", None)
+    return bool(getattr(only, "is_instrumented_by_opentelemetry", False))
 
 
 class Tracing:
@@ -198,7 +202,7 @@ class CallTrace:
             span.end()
         if not context.trace_flags.sampled:
             return None
-        return Exemplar(0.0, time.time(), f"{context.trace_id:032x}", f"{context.span_id:016x}")
+        return Exemplar(0.0, time.time(), context.trace_id, context.span_id)
 
     def _judge(self, span: Span, outcome: Outcome, verdict: Verdict) -> None:
         what, status, error = outcome
