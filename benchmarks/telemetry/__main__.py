@@ -3,7 +3,7 @@
     python -m benchmarks.telemetry [--rounds N] [--seed N] [--json FILE]
 
 All in one process, interleaved, against the same service in a process of its own; client CPU of a request is counted. "Recording": an
-SDK makes every span, batches it and forgets it, and has a meter provider; "unsampled": the caller's trace is not recorded. Ratios are of the
+All in one process, interleaved, against one service in a process of its own; client CPU of a request is counted. "Recording": an
 same rounds: median [quartiles].
 """
 
