@@ -57,7 +57,10 @@ def _service(name: str, found: Mapping[str, Any], before: Mapping[str, Any], sec
     routes = {key: (value, _of(_of(before, "routes"), key)) for key, value in _of(found, "routes").items()}
     endpoints = _of(found, "endpoints")
     children = [
-        *(Row("route", key, {**_traffic([pair], seconds), **_levels(found, key)}, counters=_counters(*pair, seconds)) for key, pair in routes.items()),
+        *(
+            Row("route", key, {**_traffic([pair], seconds), **_levels(found, key)}, counters=_counters(*pair, seconds))
+            for key, pair in routes.items()
+        ),
         *(_endpoint(key, value, _of(_of(before, "endpoints"), key), seconds) for key, value in endpoints.items()),
     ]
     budget = found.get("retryBudget")
@@ -75,8 +78,10 @@ def _traffic(pairs: list[tuple[Mapping[str, Any], Mapping[str, Any]]], seconds: 
     ended = _together(each for each in (succeeded, failed) if each is not None)
     number = 0 if ended is None else ended.number
     quantiles = [None if ended is None else ended.quantile(share) for share in (0.5, 0.99)]
-    rejected = sum(_more(_of(now, "rejected"), _of(before, "rejected"), key) for now, before in pairs for key in _of(now, "rejected"))
-    refused = sum(_more(_of(now, "retriesRefused"), _of(before, "retriesRefused"), key) for now, before in pairs for key in _of(now, "retriesRefused"))
+    rejected, refused = (
+        sum(_more(_of(now, name), _of(before, name), label) for now, before in pairs for label in _of(now, name))
+        for name in ("rejected", "retriesRefused")
+    )
     return {
         "rate": _each_second(sum(_more(now, before, "calls") for now, before in pairs), seconds),
         "errors": 100 * failed.number / number if number and failed is not None else None,

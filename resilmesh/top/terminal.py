@@ -76,9 +76,9 @@ class Terminal:
             signal.signal(signal.SIGTERM, self._handler)
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines, now."""
+        """Columns and lines, now; 80 x 24 of a terminal that does not know, such as a serial line."""
         found = os.get_terminal_size(self._out)
-        return max(1, found.columns), max(1, found.lines)
+        return found.columns or 80, found.lines or 24
 
     def pressed(self, wait: float) -> list[str] | None:
         """The keys of the next ``wait`` seconds; ``None``: nobody is at the keyboard any more."""

@@ -204,7 +204,8 @@ def table(found: Figures, where: str) -> list[str]:
 
 def data(found: Figures) -> dict[str, Any]:
     """The same for ``--json``."""
-    return {**found.header, "seconds": round(found.seconds, 3), "restarted": found.restarted, "services": [_data(row) for row in found.services]}
+    services = [_data(row) for row in found.services]
+    return {**found.header, "seconds": round(found.seconds, 3), "restarted": found.restarted, "services": services}
 
 
 def _data(row: Row) -> dict[str, Any]:

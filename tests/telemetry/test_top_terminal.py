@@ -18,12 +18,23 @@ import pytest
 import resilmesh
 from resilmesh.cli import main
 
-COMMAND = [sys.executable, "-m", "resilmesh", "top"]
+#: In a session of its own, whose terminal it takes, so that Ctrl-C comes to it.
+PROGRAM = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from resilmesh.cli import main
+sys.exit(main())
+"""
+POLICY = """
+apiVersion: resilmesh/v1
+mesh: {workload: checkout}
+services: [{name: ledger, routes: [{name: book}]}]
+"""
 
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    mesh = resilmesh.Mesh.from_text("{apiVersion: resilmesh/v1, mesh: {workload: checkout}, services: [{name: ledger, routes: [{name: book}]}]}")
+    mesh = resilmesh.Mesh.from_text(POLICY)
     mesh.guard("ledger", route="book")(lambda: None)()
     with mesh.serve_admin("127.0.0.1:0") as admin:
         yield admin.address
@@ -44,15 +55,18 @@ def until(terminal: int, words: bytes) -> bytes:
 @pytest.mark.parametrize(("end", "status"), [("q", 0), ("ctrl-c", 130), ("term", 143)])
 def test_keys_work_and_the_terminal_is_given_back(address: str, end: str, status: int) -> None:
     terminal, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 160))
     before = termios.tcgetattr(slave)
     process = subprocess.Popen(
-        [*COMMAND, address, "--interval", "0.2"], stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"},
-        preexec_fn=lambda: (os.setsid(), __import__("fcntl").ioctl(0, termios.TIOCSCTTY, 0)),
+        [sys.executable, "-c", PROGRAM, "top", address, "--interval", "0.2"], stdin=slave, stdout=slave, stderr=slave,
+        env={**os.environ, "TERM": "xterm"}, start_new_session=True,
     )
     try:
         assert b"\x1b[?1049h" in until(terminal, b"workload checkout")
         os.write(terminal, b"\r")
         until(terminal, b"services > ledger")
+        termios.tcsetwinsize(slave, (10, 40))
+        until(terminal, b"Enter in  Esc back  s sort  r reverse  p\x1b")  # as much of the last line as 40 columns hold
         os.write(terminal, b"?")
         until(terminal, b"sort by the next column")
         if end == "term":
