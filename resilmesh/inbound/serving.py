@@ -151,7 +151,7 @@ class Serving:
 
     def responded(self, status: int) -> None:
         """The application gave its status."""
-        self.served.status = status
+        self.served.answers(status)
         if self.call is not None and not self._responded:
             self._responded = True
             verdict, _ = of_status(status)

@@ -35,7 +35,7 @@ class Serves(Protocol):
 class Served:
     """One of them, from its arrival to ``over``. ``what``: as of ``resilmesh.state.stats.Outcome``; ``name``: of its span."""
 
-    __slots__ = ("_began", "_mesh", "_over", "_span", "_tracing", "_what", "context", "status")
+    __slots__ = ("_began", "_mesh", "_more", "_over", "_span", "_tracing", "_what", "context", "status")
 
     def __init__(
         self, mesh: Serves, what: str, name: str, headers: Mapping[str, str], attributes: Mapping[str, Any], *, within: bool = False,
@@ -47,6 +47,8 @@ class Served:
         #: What was answered so far.
         self.status: int | str = 0
         self._span: Any = None
+        #: What is still to be told by a span.
+        self._more: dict[str, str] = {}
         #: The OpenTelemetry context that it is served in; ``None``: as it is.
         self.context: Any = None
         self._tracing = tracing = mesh.telemetry.tracing
@@ -58,12 +60,12 @@ class Served:
 
         current = tracing.trace.get_current_span()
         if is_theirs(current, "SERVER"):
-            current.set_attributes({key: value for key, value in attributes.items() if key.startswith("resilmesh.")})
             return
-        self.context = tracing.extract(headers)
-        if not within:
-            self._span = tracing.tracer.start_span(name, self.context, tracing.trace.SpanKind.SERVER, dict(attributes))
-            self.context = tracing.trace.set_span_in_context(self._span, self.context)
+        if within:
+            return  # it takes the caller's trace from the headers itself, and would not where there is a span already
+        around = tracing.extract(headers)
+        self._span = tracing.tracer.start_span(name, around, tracing.trace.SpanKind.SERVER, dict(attributes))
+        self.context = tracing.trace.set_span_in_context(self._span, around)
 
     def enter(self) -> Any:
         """What runs now serves it. Owes ``leave``, with what this gives."""
@@ -76,11 +78,21 @@ class Served:
                 token.var.reset(token)
 
     def tell(self, **attributes: str | None) -> None:
-        """Say more of it: on our span, or on whichever there is."""
-        found = {f"resilmesh.{key}": value for key, value in attributes.items() if value}
-        if self._tracing is not None and found:
+        """Say more of it: on our span, or on theirs, which may be made only later."""
+        self._more = {f"resilmesh.{key}": value for key, value in attributes.items() if value}
+        self._say_more()
+
+    def answers(self, status: int | str) -> None:
+        """It has its status now; what follows is the body."""
+        self.status = status
+        self._say_more()
+
+    def _say_more(self) -> None:
+        if self._more and self._tracing is not None:
             span = self._span or self._tracing.trace.get_current_span()
-            span.set_attributes(found)
+            if span.is_recording():
+                span.set_attributes(self._more)
+                self._more = {}
 
     def over(self, status: int | str, error: str = "") -> None:
         """It has ended so. Again: nothing."""
