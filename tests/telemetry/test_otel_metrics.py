@@ -127,7 +127,8 @@ def test_a_forked_child_tells_of_itself_alone(mesh):
             _book(mesh)
             _book(mesh)
             told = _told(reader)
-            os.write(write, f"{told['resilmesh.attempts'].data_points[0].value} {told['resilmesh.call.duration'].data_points[0].count}".encode())
+            told = f"{told['resilmesh.attempts'].data_points[0].value} {told['resilmesh.call.duration'].data_points[0].count}"
+            os.write(write, told.encode())
         finally:
             os._exit(0)
     os.close(write)
