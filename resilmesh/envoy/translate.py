@@ -28,6 +28,7 @@ from resilmesh.envoy.match import TYPE, Claim, claims_by_domain, port_is
 from resilmesh.envoy.notes import Note, notes_on
 from resilmesh.envoy.routes import Routes
 from resilmesh.envoy.tls import IdentityFiles
+from resilmesh.envoy.tracing import collector_cluster, flushing, tracing
 
 if TYPE_CHECKING:
     from resilmesh.policy.model import Policy
@@ -55,11 +56,12 @@ class Translation:
 
 def translate(
     policy: Policy, *, listen: Address = ("127.0.0.1", 0), admin: Address = ("127.0.0.1", 0), access_log: str | None = None,
-    identity: IdentityFiles | None = None,
+    identity: IdentityFiles | None = None, collector: Address | None = None,
 ) -> Translation:
     """Translate a policy that ``check`` accepts. Port 0 lets the system choose; ``access_log`` is a file to write.
 
     ``identity``: the files of this workload's certificate; absent, those that ``mesh.identity`` names, or those in ``/run/identity``.
+    ``collector``: where Envoy sends its spans, as OTLP over gRPC (``tracing``); absent, it makes none.
     """
     routes = Routes(policy, identity or IdentityFiles.of_policy(policy))
     virtual_hosts = _virtual_hosts(policy, routes)
@@ -75,11 +77,15 @@ def translate(
         router(),
     ]
     workload = policy.mesh.workload or "resilmesh"
+    traced = {} if collector is None else tracing(workload)
     bootstrap: Json = {
         "node": {"id": workload, "cluster": workload},
         "admin": {"address": socket_address(*admin)},
-        "static_resources": {"listeners": [_listener(listen, virtual_hosts, filters, access_log)], "clusters": clusters},
+        "static_resources": {"listeners": [_listener(listen, virtual_hosts, filters, access_log, traced)], "clusters": clusters},
     }
+    if collector is not None:
+        clusters.append(collector_cluster(collector))
+        bootstrap |= flushing()
     return Translation(bootstrap, notes_on(policy))
 
 
@@ -117,7 +123,7 @@ def _unclaimed(policy: Policy, routes: Routes) -> Json:
     return {"match": {"prefix": "/"}, "direct_response": {"status": 502}}
 
 
-def _listener(address: Address, virtual_hosts: list[Json], filters: list[Json], access_log: str | None) -> Json:
+def _listener(address: Address, virtual_hosts: list[Json], filters: list[Json], access_log: str | None, traced: Json) -> Json:
     manager: Json = {
         "@type": TYPE + "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "egress",
@@ -134,6 +140,7 @@ def _listener(address: Address, virtual_hosts: list[Json], filters: list[Json], 
         "common_http_protocol_options": {"max_headers_count": MAX_HEADERS},
         "route_config": {"name": "egress", "ignore_port_in_host_matching": True, "virtual_hosts": virtual_hosts},
         "http_filters": filters,
+        **traced,
     }
     if access_log is not None:
         manager["access_log"] = [_access_log(access_log)]
