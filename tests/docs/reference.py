@@ -19,6 +19,8 @@ import resilmesh
 from resilmesh import errors
 from resilmesh.cli import VERBS
 from resilmesh.engine.events import EVENTS
+from resilmesh.telemetry.catalogue import METRICS
+from resilmesh.telemetry.prometheus import prometheus_name
 from tests.project.public_api import names, signature
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "reference"
@@ -37,6 +39,16 @@ def events(of: str) -> str:
     """The table of the events of a call, of a service, and so on."""
     rows = [f"| `{each.name}` | {each.when} | {each.detail} |" for each in EVENTS if each.of == of]
     return "\n".join(["| Name | When | `detail` |", "| --- | --- | --- |", *rows])
+
+
+def metrics() -> str:
+    """The table of every metric."""
+    rows = []
+    for each in METRICS:
+        prometheus = prometheus_name(each) + ("_total" if each.kind == "counter" else "")
+        attributes = ", ".join(f"`{name}`" for name in each.attributes)
+        rows.append(f"| `{each.name}` | `{prometheus}` | {each.kind}, {each.unit} | {each.told} | {attributes} |")
+    return "\n".join(["| Name | In Prometheus | Kind, unit | What | Attributes |", "| --- | --- | --- | --- | --- |", *rows])
 
 
 def error_tree() -> str:
@@ -183,6 +195,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "events of the policy": lambda: events("policy"),
     "events of the identity": lambda: events("identity"),
     "events of requests that arrive": lambda: events("inbound"),
+    "metrics": metrics,
     "error tree": error_tree,
     "error table": error_table,
     "command line": command_line,
