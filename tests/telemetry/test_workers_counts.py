@@ -17,13 +17,13 @@ POLICY = "apiVersion: resilmesh/v1\nservices:\n- {name: ledger, circuitBreaker: 
 SERVER = '''
 import sys
 from resilmesh import Mesh
-mesh = Mesh.from_text(%r)
+mesh = Mesh.from_text(POLICY)
 book = mesh.guard("ledger")(lambda: 1)
 for line in sys.stdin:
     for _ in range(int(line)):
         book()
     print("done", flush=True)
-''' % POLICY
+'''.replace("POLICY", repr(POLICY))
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_directory_that_cannot_be_used(tmp_path):
 
 APP = '''
 from resilmesh import Mesh
-mesh = Mesh.from_text(%r)
+mesh = Mesh.from_text(POLICY)
 metrics = mesh.prometheus()
 book = mesh.guard("ledger")(lambda: b"booked")
 
@@ -202,7 +202,7 @@ def app(environ, start_response):
         return metrics.wsgi(environ, start_response)
     start_response("200 OK", [("Content-Length", "6")])
     return [book()]
-''' % POLICY
+'''.replace("POLICY", repr(POLICY))
 
 
 def test_gunicorn_with_three_workers(directory, tmp_path):
@@ -211,7 +211,9 @@ def test_gunicorn_with_three_workers(directory, tmp_path):
 
     (tmp_path / "shop.py").write_text(APP)
     socket = tmp_path / "shop.sock"
-    command = [sys.executable, "-m", "gunicorn", "-w", "3", "-b", f"unix:{socket}", "--chdir", str(tmp_path), "shop:app", "--no-control-socket"]
+    command = [
+        sys.executable, "-m", "gunicorn", "-w", "3", "-b", f"unix:{socket}", "--chdir", str(tmp_path), "--no-control-socket", "shop:app",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as server:
         try:
             until = time.monotonic() + 20
