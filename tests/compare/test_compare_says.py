@@ -38,7 +38,8 @@ def test_rounds_are_added_up():
 def test_the_librarys_counters_are_those_since_the_run_began():
     clock = ManualClock()
     mesh = Mesh.from_text(
-        "apiVersion: resilmesh/v1\nservices:\n- {name: stock, retries: {maxRetries: 1, retryOn: [5xx], idempotent: true, backoff: {base: 1ms}}}\n",
+        "apiVersion: resilmesh/v1\nservices:\n"
+        "- {name: stock, retries: {maxRetries: 1, retryOn: [5xx], idempotent: true, backoff: {base: 1ms}}}\n",
         clock=clock, seed=1,
     )
     outcomes = [True]

@@ -14,7 +14,8 @@ from resilmesh import Mesh
 #: Envoy's default format.
 LINE = re.compile(
     r'^\[(?P<start>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)\] "(?P<method>\S+) (?P<path>\S+) (?P<protocol>\S+)" '
-    r'(?P<code>\d+) (?P<flags>\S+) (?P<received>\d+) (?P<sent>\d+) (?P<duration>\d+) (?P<service_time>\d+|-) "(?P<xff>[^"]*)" "(?P<agent>[^"]*)" "(?P<id>[^"]*)" '
+    r'(?P<code>\d+) (?P<flags>\S+) (?P<received>\d+) (?P<sent>\d+) '
+    r'(?P<duration>\d+) (?P<service_time>\d+|-) "(?P<xff>[^"]*)" "(?P<agent>[^"]*)" "(?P<id>[^"]*)" '
     r'"(?P<authority>[^"]*)" "(?P<host>[^"]*)"$'
 )
 
