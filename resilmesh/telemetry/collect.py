@@ -79,6 +79,8 @@ _BY_LABEL = {
     "resilmesh.fallbacks": ("fallbacks", "reason"),
     "resilmesh.mirrors.dropped": ("mirrorsDropped", "reason"),
 }
+#: Of these every label is told, though it be nothing: people look for their increase.
+_ALWAYS = frozenset(("resilmesh.rejections", "resilmesh.retries.refused"))
 #: Events that are counted as they are told, and of which detail the rest of the key is.
 _EVENTS = {
     "circuit_changed": ("resilmesh.circuit.transitions", ("state",)),
@@ -105,10 +107,11 @@ def collect(rows: Iterable[Row], snapshots: Sequence[Mapping[str, Any]], address
             _outcome(found, row, rest, address)
         elif kind == "event":
             _event(found, row, rest)
-        elif kind == "authorization":
+        elif kind == "authorization" and (any(row.counts) or any(each["authorization"] for each in snapshots)):
             found["resilmesh.authorization.decisions"] += [
                 Point((("decision", name),), count) for name, count in zip(DECISIONS, row.counts, strict=True)
             ]
+    _begin_at_nothing(found, snapshots)
     for where, row in routes.items():
         _route(found, where, row, histograms.get(where, {}))
     gauges: dict[tuple[str, Attributes], list[float]] = {}
@@ -118,6 +121,19 @@ def collect(rows: Iterable[Row], snapshots: Sequence[Mapping[str, Any]], address
     for (name, attributes), values in gauges.items():
         found[name].append(Point(attributes, _combined(name, values)))
     return {name: points for name, points in found.items() if points}
+
+
+def _begin_at_nothing(found: Points, snapshots: Sequence[Mapping[str, Any]]) -> None:
+    """Counters of what is rare are there before it happens: who looks for an increase would miss the first otherwise."""
+    wanted: dict[str, list[Attributes]] = {"resilmesh.policy.applied": [()], "resilmesh.policy.refused": [()]}
+    wanted["resilmesh.circuit.transitions"] = list(dict.fromkeys(
+        (*_where(service, route), ("state", state))
+        for snapshot in snapshots for service, sections in snapshot["services"].items() for route in sections["circuitBreakers"]
+        for state in ("CLOSED", "OPEN", "HALF_OPEN")
+    ))
+    for name, all_attributes in wanted.items():
+        there = {point.attributes for point in found[name]}
+        found[name] += [Point(attributes, 0) for attributes in all_attributes if attributes not in there]
 
 
 def added_up(name: str, points: Sequence[Point | Durations]) -> list[Point | Durations]:
@@ -156,7 +172,8 @@ def _route(found: Points, where: tuple[str, str], row: Row, histograms: Mapping[
         found[name].append(Point(attributes, counts[at]))
     for name, (labelled, called) in _BY_LABEL.items():
         found[name] += [
-            Point((*attributes, (called, label)), count) for label in LABELLED[labelled] if (count := counts[place(labelled, label)])
+            Point((*attributes, (called, label)), counts[place(labelled, label)])
+            for label in LABELLED[labelled] if name in _ALWAYS or counts[place(labelled, label)]
         ]
     ended = {"rejected": sum(counts[place("rejected", each)] for each in LABELLED["rejected"])}
     ended["abandoned"], ended["ignored"] = counts[ABANDONED], counts[IGNORED]
