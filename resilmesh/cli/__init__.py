@@ -22,6 +22,7 @@ VERBS: tuple[tuple[str, str, str], ...] = (
     ("serve", "serve", "serve an ASGI application with mutual TLS, authorization and limits by a policy"),
     ("top", "top", "watch a running program: rates, errors, latencies, circuits, endpoints"),
     ("suggest", "suggest", "suggest a policy, from what a program saw under OBSERVE"),
+    ("collector", "collector", "take OpenTelemetry spans and print each trace as a tree"),
     ("compare", "compare", "run the same traffic through the library and a real Envoy, side by side"),
 )
 

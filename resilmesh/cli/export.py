@@ -41,6 +41,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--secrets", metavar="DIR",
         help="write there where the certificates are (SDS), so that Envoy reads them anew whenever they are renewed; DIR must stay",
     )
+    parser.add_argument(
+        "--tracing", type=_address, metavar="HOST:PORT", help="have Envoy send its spans there, as OTLP over gRPC (such as 127.0.0.1:4317)",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="write there, not to stdout; .json as JSON, anything else as YAML")
     parser.add_argument("--json", action="store_true", help="write JSON")
     parser.add_argument("--strict", action="store_true", help="refuse a policy of which Envoy does anything otherwise than the library")
@@ -57,6 +60,9 @@ def run(options: argparse.Namespace) -> int:
         return 2
     if options.http2 and options.inbound is None:
         print("--http2 goes with --inbound: of the services that are called, `protocol` says it", file=sys.stderr)
+        return 2
+    if options.tracing is not None and options.inbound is not None:
+        print("--tracing is of the Envoy beside a caller: it does not go with --inbound", file=sys.stderr)
         return 2
     try:
         loaded = load_file(options.file)
@@ -97,7 +103,7 @@ def _translated(options: argparse.Namespace, loaded: Loaded) -> tuple[dict[str, 
     policy = loaded.policy
     identity = None if options.identity is None else IdentityFiles.in_directory(options.identity)
     if options.inbound is None:
-        made = translate(policy, listen=options.listen, admin=options.admin, identity=identity)
+        made = translate(policy, listen=options.listen, admin=options.admin, identity=identity, collector=options.tracing)
         return made.bootstrap, made.notes
     bootstrap = ingress(
         policy, options.inbound, listen=options.listen, admin=options.admin, identity=identity, http2=options.http2)

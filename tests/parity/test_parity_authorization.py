@@ -21,7 +21,7 @@ from resilmesh.identity import Fixed
 from resilmesh.identity.gate import Connection
 from resilmesh.identity.spiffe import SpiffeId
 from resilmesh.identity.tls import ANYBODY, LiveContext
-from resilmesh.inbound.serving import Arrival, Refused, Serving
+from resilmesh.inbound.serving import Arrival, Reply, let_in
 from resilmesh.mesh import Mesh
 from resilmesh.policy.load import load_text
 from tests.identity.pki import INVENTORY, Authority
@@ -89,11 +89,8 @@ Request = tuple[str | None, str, str, str, tuple[tuple[str, str], ...]]
 def by_the_library(mesh: Mesh, request: Request, port: int) -> int:
     who, method, path, host, headers = request
     connection = Connection("127.0.0.1", None if who is None else SpiffeId.parse(who), server=("127.0.0.1", port), sni="inventory.internal")
-    try:
-        Serving(mesh, Arrival(method, path, [("host", host), *headers], connection))
-    except Refused as refused:
-        return refused.status
-    return 200
+    found = let_in(mesh, Arrival(method, path, [("host", host), *headers], connection))
+    return found.status if isinstance(found, Reply) else 200
 
 
 def connect(port: int, who: str | None) -> Any:
