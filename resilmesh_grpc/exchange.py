@@ -199,12 +199,12 @@ class Exchange:
         """grpc's own callable for the next attempt, and what to call it with beside the request. Owes ``leave``."""
         endpoint, arguments = call.endpoint, self.options
         plan = self.plan
-        if plan.mirror is not None and call.number == 1:
-            self._mirror(plan.mirror)
         self.sub = self._held = sub = self.caller.subchannels.enter(
             None if endpoint is None else endpoint.address, plan.connect_timeout, self.authority, plan.tls
         )
         arguments["timeout"], arguments["metadata"] = self.limits(call)
+        if plan.mirror is not None and call.number == 1:
+            self._mirror(plan.mirror)
         native, tracing, trace = self.method.on(sub), plan.hub.tracing, call.trace
         if tracing is not None and trace is not None and tracing.is_instrumented(self.library):
             return Within(trace, native), arguments

@@ -122,12 +122,12 @@ class Exchange(Wire):
             self.response = self.error = None
             if self.body is not None:
                 self.body.rewind()
-        elif self.plan.mirror is not None:
-            self.mirror(self.plan.mirror)
         tracing = self.plan.hub.tracing
         self.inside = None
         if tracing is not None:
             self._traced(request, tracing, lane)
+        if self.plan.mirror is not None and call.number == 1:
+            self.mirror(self.plan.mirror)
         until, deadline = call.headers_by, call.deadline
         self.until = until = until if until < deadline else deadline
         self.written = True

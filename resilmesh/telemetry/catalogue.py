@@ -113,4 +113,38 @@ METRICS: tuple[Metric, ...] = (
     Metric("resilmesh.workers", "sum", "{worker}", "Processes whose figures these are, at this moment"),
 )
 
+
+
+class SpanKind(NamedTuple):
+    """One kind of span. ``attributes`` and ``events``: those that it may have."""
+
+    kind: str
+    name: str
+    when: str
+    attributes: tuple[str, ...]
+    events: tuple[str, ...] = ()
+
+
+_OF_A_CALL = ("resilmesh.service", "resilmesh.route")
+_IN_AN_ATTEMPT = ("circuit_changed", "endpoint_ejected", "retry_refused", "fault_injected", "mirrored", "mirror_dropped")
+
+#: docs/reference/metrics.md tells them too. An event ``backoff`` is called ``resilmesh.backoff``, and has the detail of ``EVENTS``.
+SPANS: tuple[SpanKind, ...] = (
+    SpanKind("CLIENT", "`GET inventory/read`: method, service, route", "an attempt over HTTP, from when it is sent to the end of its body",
+             ("http.request.method", "http.request.resend_count", "http.response.status_code", "error.type", "server.address",
+              "server.port", "url.full", "resilmesh.endpoint", *_OF_A_CALL), _IN_AN_ATTEMPT),
+    SpanKind("CLIENT", "`package.Service/Method`", "an attempt over gRPC, likewise; of a stream to its status",
+             ("rpc.system.name", "rpc.method", "rpc.response.status_code", "error.type", "server.address", "server.port",
+              "resilmesh.endpoint", "resilmesh.resend_count", *_OF_A_CALL), _IN_AN_ATTEMPT),
+    SpanKind("INTERNAL", "`inventory/read`: service, route",
+             "a call that was retried, had to wait, was rejected or met a fault: above its attempts. A guarded function's attempts have "
+             "no spans of their own, but the event `attempt_ended`",
+             ("resilmesh.attempts", "error.type", *_OF_A_CALL),
+             ("backoff", "call_queued", "call_rejected", "attempt_ended", "would_reject", *_IN_AN_ATTEMPT)),
+    SpanKind("SERVER", "`GET`, or `package.Service/Method`",
+             "a request, or a gRPC call, that the inbound middlewares and interceptors serve or refuse",
+             ("http.request.method", "http.response.status_code", "url.path", "client.address", "rpc.system.name", "rpc.method",
+              "rpc.response.status_code", "error.type", "resilmesh.caller")),
+)
+
 BY_NAME = {metric.name: metric for metric in METRICS}

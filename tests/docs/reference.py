@@ -19,7 +19,7 @@ import resilmesh
 from resilmesh import errors
 from resilmesh.cli import VERBS
 from resilmesh.engine.events import EVENTS
-from resilmesh.telemetry.catalogue import METRICS
+from resilmesh.telemetry.catalogue import METRICS, SPANS
 from resilmesh.telemetry.prometheus import prometheus_name
 from tests.project.public_api import names, signature
 
@@ -49,6 +49,15 @@ def metrics() -> str:
         attributes = ", ".join(f"`{name}`" for name in each.attributes)
         rows.append(f"| `{each.name}` | `{prometheus}` | {each.kind}, {each.unit} | {each.told} | {attributes} |")
     return "\n".join(["| Name | In Prometheus | Kind, unit | What | Attributes |", "| --- | --- | --- | --- | --- |", *rows])
+
+
+def spans() -> str:
+    """The table of every kind of span."""
+    def listed(names: tuple[str, ...]) -> str:
+        return ", ".join(f"`{name}`" for name in names)
+
+    rows = [f"| {each.kind} | {each.name} | {each.when} | {listed(each.attributes)} | {listed(each.events)} |" for each in SPANS]
+    return "\n".join(["| Kind | Name | When | Attributes | Events |", "| --- | --- | --- | --- | --- |", *rows])
 
 
 def error_tree() -> str:
@@ -196,6 +205,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "events of the identity": lambda: events("identity"),
     "events of requests that arrive": lambda: events("inbound"),
     "metrics": metrics,
+    "spans": spans,
     "error tree": error_tree,
     "error table": error_table,
     "command line": command_line,
