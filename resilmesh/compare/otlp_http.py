@@ -58,7 +58,10 @@ class Signal:
 
         message = self.request()
         try:
-            json_format.ParseDict(_ids_as_protobuf_has_them(json.loads(body)), message, ignore_unknown_fields=True)
+            data = json.loads(body)
+            if not isinstance(data, dict):  # an empty list would pass for an empty message
+                raise TypeError("it is no object")
+            json_format.ParseDict(_ids_as_protobuf_has_them(data), message, ignore_unknown_fields=True)
         except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError) as error:
             raise Malformed(f"the body is not {self.request.DESCRIPTOR.full_name} in JSON: {error}") from None
         self.take(message)

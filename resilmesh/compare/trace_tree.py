@@ -21,7 +21,7 @@ from resilmesh.compare.otlp import Span, SpanEvent
 
 #: Attributes of a span that a reader needs; besides, everything of our own. The names that end in a dot are beginnings.
 _TOLD = (
-    "resilmesh.", "http.request.resend_count", "http.response.status_code", "http.status_code", "rpc.response.status_code",
+    "resilmesh.", "http.request.resend_count", "retry.count", "http.response.status_code", "http.status_code", "rpc.response.status_code",
     "rpc.grpc.status_code", "grpc.status_code", "error.type", "response_flags", "server.address", "server.port", "upstream_address",
     "upstream_cluster",
 )
