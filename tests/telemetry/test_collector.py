@@ -76,7 +76,9 @@ def test_metrics_of_the_sdk(collector: Collector, protocol: str, temporality: di
     provider = MeterProvider([reader], views=views)
     meter = provider.get_meter("tests")
     counter, gauge = meter.create_counter("calls"), meter.create_gauge("tokens")
-    histograms = [meter.create_histogram("explicit", explicit_bucket_boundaries_advisory=[0.1, 1, 10]), meter.create_histogram("exponential")]
+    histograms = [
+        meter.create_histogram("explicit", explicit_bucket_boundaries_advisory=[0.1, 1, 10]), meter.create_histogram("exponential"),
+    ]
     for _ in range(2):
         counter.add(3, {"route": "a"})
         counter.add(1, {"route": "b"})
@@ -111,8 +113,8 @@ def span(span_id: str, parent: str = "", **more: Any) -> dict[str, Any]:
 def test_json_and_what_never_came(collector: Collector) -> None:
     packed = gzip.compress(json.dumps(body(span(CHILD, parent=ROOT, status={"code": 2, "message": "a\x1b[2Jb"}))).encode())
     for _ in range(2):  # an exporter that heard no answer sends again
-        answer = httpx.post(
-            collector.http_endpoint + "/v1/traces", content=packed, headers={"content-type": "application/json", "content-encoding": "gzip"})
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        answer = httpx.post(collector.http_endpoint + "/v1/traces", content=packed, headers=headers)
         assert (answer.status_code, answer.json()) == (200, {})
     (found,) = collector.spans
     assert (found.trace_id, found.span_id, found.parent_id, found.kind, found.start) == (TRACE, CHILD, ROOT, "CLIENT", 1.7e9)
