@@ -46,10 +46,15 @@ def test_spans_of_the_sdk(collector: Collector, protocol: str) -> None:
     provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
     provider.add_span_processor(SimpleSpanProcessor(span_exporter(collector, protocol)))
     tracer = provider.get_tracer("tests")
-    with tracer.start_as_current_span("GET /orders", kind=SpanKind.SERVER), pytest.raises(ZeroDivisionError), \
-            tracer.start_as_current_span("GET", kind=SpanKind.CLIENT, attributes={"http.request.resend_count": 1, "all": [1, 2]}) as span:
-        span.add_event("backoff", {"seconds": 0.025})
-        raise ZeroDivisionError
+
+    def attempt() -> None:
+        attributes = {"http.request.resend_count": 1, "all": [1, 2]}
+        with tracer.start_as_current_span("GET", kind=SpanKind.CLIENT, attributes=attributes) as span:
+            span.add_event("backoff", {"seconds": 0.025})
+            raise ZeroDivisionError
+
+    with tracer.start_as_current_span("GET /orders", kind=SpanKind.SERVER), pytest.raises(ZeroDivisionError):
+        attempt()
     provider.shutdown()
     assert collector.wait_for(lambda: len(collector.spans) == 2, 5)
     (root,), = collector.traces().values()
