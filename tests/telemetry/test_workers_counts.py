@@ -97,21 +97,23 @@ def test_a_scrape_tells_all_also_after_one_was_killed(mesh, others):
 
 def test_what_ended_is_added_up_and_its_files_are_gone(mesh, others, directory):
     others[0].calls(3)
+    others[1].calls(1)
     others[0].end(signal.SIGKILL)
     assert len(list(directory.glob("*.counts"))) == 3
-    assert _succeeded(mesh) == 3
+    assert _succeeded(mesh) == 4
     assert len(list(directory.glob("*.counts"))) == 2
     assert (directory / "ended.json").exists()
 
 
 def test_who_is_killed_while_adding_up_counts_nothing_twice(mesh, others, directory):
     others[0].calls(3)
+    others[1].calls(1)
     kept = {path.name: path.read_bytes() for path in directory.glob("*.counts")}
     others[0].end(signal.SIGKILL)
-    assert _succeeded(mesh) == 3
+    assert _succeeded(mesh) == 4
     [gone] = set(kept) - {path.name for path in directory.glob("*.counts")}
     (directory / gone).write_bytes(kept[gone])  # as if it had been killed before it removed the file
-    assert [_succeeded(mesh) for _ in range(2)] == [3, 3]
+    assert [_succeeded(mesh) for _ in range(2)] == [4, 4]
 
 
 def test_a_fork_counts_for_itself(mesh):
